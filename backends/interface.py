@@ -1,0 +1,44 @@
+"""What a backend is: it prepares programs; a prepared program runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..compiler.program import Program
+
+Arrays = Mapping[str, Any]  # device arrays or NumPy arrays, by name
+
+
+class Prepared(Protocol):
+    """A program that is ready to run."""
+
+    program: Program
+
+    def run(
+        self, parameters: Arrays, inputs: Arrays, states: Arrays
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """One call: the results by name, and all updated states by name (without ``state.``).
+
+        ``states`` that the program updates are used up: the arrays given must not be read again.
+        """
+
+
+class Backend(Protocol):
+    """A way to run programs."""
+
+    name: str
+
+    def prepare(self, program: Program) -> Prepared:
+        """Compiles a program."""
+
+    def place(self, array: np.ndarray) -> Any:
+        """Moves an array to where programs run."""
+
+    def fetch(self, array: Any) -> np.ndarray:
+        """Brings an array back, as NumPy."""
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """A state before the first step."""

@@ -1,0 +1,1 @@
+"""From a Python function to programs: tracing, passes, derivation, cost."""

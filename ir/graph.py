@@ -1,0 +1,215 @@
+"""Nodes and graphs: immutable values. A node is a stream; its edges say which positions they read.
+
+Nodes compare by identity. A graph is a set of named outputs and what they need; it iterates in
+topological order, and no traversal is recursive, so a thousand layers are no deeper than one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+from .errors import GraphError, Location
+from .op import Op, Params, TypeMismatch
+from .time import NOW, Access
+from .types import Past, TensorType, ValueType, show_type
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Edge:
+    """One operand: the stream it comes from, and which positions of it are read."""
+
+    source: Node
+    access: Access = NOW
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Node:
+    """One stream: an op applied to other streams. ``clock`` is None for what never changes."""
+
+    op: Op
+    inputs: tuple[Edge, ...]
+    params: Params
+    type: ValueType
+    clock: str | None
+    name: str = ""
+    scope: str = ""
+    location: Location | None = None
+
+    @property
+    def sources(self) -> tuple[Node, ...]:
+        return tuple(edge.source for edge in self.inputs)
+
+    @property
+    def tensor(self) -> TensorType:
+        """The type of a node that yields one value; only a loop yields several."""
+        if not isinstance(self.type, TensorType):
+            raise TypeError(f"{self.name or self.op} yields several values: {show_type(self.type)}")
+        return self.type
+
+    def __repr__(self) -> str:
+        return f"<{self.name or self.op.name}: {show_type(self.type)}>"
+
+
+def make_node(
+    op: Op,
+    sources: Iterable[Node] = (),
+    params: Params | None = None,
+    *,
+    name: str = "",
+    scope: str = "",
+    location: Location | None = None,
+) -> Node:
+    """A node whose type, clock and accesses follow from its op and operands.
+
+    Raises ``GraphError`` with ``location`` when the operands do not fit or mix two clocks.
+    """
+    sources, params = tuple(sources), dict(params or {})
+    try:
+        type_ = op.infer(*(source.type for source in sources), **params)
+        clock = _infer_clock(op, sources, params, type_)
+    except TypeMismatch as mismatch:
+        raise GraphError(f"{op.name}: {mismatch}", location) from None
+    accesses = op.accesses(**params) if op.accesses else (NOW,) * len(sources)
+    edges = tuple(Edge(s, a) for s, a in zip(sources, accesses, strict=True))
+    return Node(op, edges, params, type_, clock, name, scope, location)
+
+
+def _infer_clock(op: Op, sources: tuple[Node, ...], params: Params, type_: ValueType) -> str | None:
+    clocks = {source.clock for source in sources if source.clock is not None}
+    if isinstance(type_, TensorType):  # whatever is as long as the past changes with it
+        clocks |= {dim.clock for dim in type_.shape if isinstance(dim, Past)}
+    if len(clocks) > 1:
+        shown = " and ".join(sorted(clocks))
+        raise TypeMismatch(f"mixes the clocks {shown}; read the other one through whole()")
+    clock = clocks.pop() if clocks else None
+    if op.name in ("history", "delay", "whole"):
+        if sources[0].clock is None:
+            raise TypeMismatch("needs a value that changes over time, and this one is constant")
+        if params.get("clock", sources[0].clock) != sources[0].clock:
+            raise TypeMismatch(f"a {op.name} of clock {params['clock']} cannot read clock {clock}")
+        # Seen from any other clock, a whole sequence is a constant.
+        return None if op.name == "whole" else clock
+    if op.name in ("feedback", "position", "input"):
+        if clock is not None:
+            raise TypeMismatch("the initial value must be a constant")
+        return params.get("clock")
+    return clock
+
+
+def postorder(roots: Iterable[Key], dependencies: Callable[[Key], Iterable[Key]]) -> list[Key]:
+    """Every key that the roots need, each after what it depends on; iterative, first come first."""
+    order: list[Key] = []
+    done: set[Key] = set()
+    for root in roots:
+        stack: list[tuple[Key, Iterator[Key]]] = []
+        if root not in done:
+            done.add(root)
+            stack.append((root, iter(dependencies(root))))
+        while stack:
+            key, pending = stack[-1]
+            for dependency in pending:
+                if dependency not in done:
+                    done.add(dependency)
+                    stack.append((dependency, iter(dependencies(dependency))))
+                    break
+            else:
+                stack.pop()
+                order.append(key)
+    return order
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Named outputs and everything they need.
+
+    ``feedback`` pairs a feedback node with the stream whose previous value it is. ``inputs`` and
+    ``parameters`` keep the signature, also of what no output uses.
+    """
+
+    name: str
+    inputs: tuple[Node, ...]
+    parameters: tuple[Node, ...]
+    outputs: Mapping[str, Node]
+    feedback: tuple[tuple[Node, Node], ...] = field(default=())
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def __str__(self) -> str:
+        from .text import print_graph
+
+        return print_graph(self)
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """All nodes in topological order: inputs and parameters first, feedback edges cut."""
+        roots = [*self.inputs, *self.parameters, *self.outputs.values()]
+        roots += [value for _, value in self.feedback]
+        order = postorder(roots, lambda node: node.sources)
+        first = {id(node) for node in (*self.inputs, *self.parameters)}
+        return (*self.inputs, *self.parameters, *(n for n in order if id(n) not in first))
+
+    @cached_property
+    def users(self) -> Mapping[Node, tuple[Node, ...]]:
+        """For each node, the nodes that read it."""
+        users: dict[Node, list[Node]] = {node: [] for node in self.nodes}
+        for node in self.nodes:
+            for source in dict.fromkeys(node.sources):
+                users[source].append(node)
+        return {node: tuple(readers) for node, readers in users.items()}
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Node]:
+        return {node.name: node for node in self.nodes}
+
+    @property
+    def clocks(self) -> tuple[str, ...]:
+        """The clocks that tick, in order of appearance."""
+        return tuple(dict.fromkeys(n.clock for n in self.nodes if n.clock is not None))
+
+    def certificate(self) -> Any:
+        """The proof that no output sees the future, or the path that leaks: see ``ir.causality``."""
+        from .causality import certify
+
+        return certify(self)
+
+    def bind(self, **sizes: int) -> Graph:
+        """The same graph with named sizes replaced by numbers; every type is inferred again."""
+        from .rewrite import bind_sizes
+
+        return bind_sizes(self, sizes)
+
+
+def with_unique_names(graph: Graph) -> Graph:
+    """Gives every node its full name, ``scope.op`` or ``scope.label``, numbered where it repeats.
+
+    Names are unique in the graph and stay with a stream through all stages.
+    """
+    from .rewrite import rebuild
+
+    taken = {node.name for node in (*graph.inputs, *graph.parameters)}
+
+    def unique(node: Node) -> str:
+        base = node.name or ".".join(filter(None, (node.scope, node.op.name)))
+        name, count = base, 0
+        while name in taken:
+            count += 1
+            name = f"{base}.{count}"
+        taken.add(name)
+        return name
+
+    return rebuild(graph, lambda node, sources: rename(node, sources, unique(node)))
+
+
+def rename(node: Node, sources: tuple[Node, ...], name: str) -> Node:
+    """The node with another name, reading ``sources`` instead of its own."""
+    edges = tuple(Edge(s, e.access) for s, e in zip(sources, node.inputs, strict=True))
+    return replace(node, inputs=edges, name=name)

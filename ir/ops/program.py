@@ -1,0 +1,109 @@
+"""Ops that only programs contain: rows of a state read and written, and loops over positions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..evaluate import evaluate
+from ..op import Params, TypeMismatch, Work, define, moves_result
+from ..types import INTEGERS, TensorType, ValueType
+
+if TYPE_CHECKING:
+    from ..graph import Graph
+
+Array = np.ndarray
+
+
+def _index_checked(x: TensorType, index: TensorType) -> None:
+    if index.rank != 2 or index.dtype not in INTEGERS or x.rank < 2 or x.shape[0] != index.shape[0]:
+        raise TypeMismatch(f"{index} does not index the rows of {x}")
+
+
+def _read_type(x: TensorType, index: TensorType) -> TensorType:
+    _index_checked(x, index)
+    return x.with_shape((*index.shape, *x.shape[2:]))
+
+
+@define(_read_type, moves_result, kind="program")
+def read_rows(x: Array, index: Array) -> Array:
+    """[B, S, …], [B, n] → [B, n, …]: x[b, index[b, i]]; an index outside is moved to the nearest inside"""
+    rows = np.arange(x.shape[0])[:, None]
+    return x[rows, np.clip(index, 0, x.shape[1] - 1)]
+
+
+def _write_type(x: TensorType, values: TensorType, index: TensorType) -> TensorType:
+    _index_checked(x, index)
+    if values != x.with_shape((*index.shape, *x.shape[2:])):
+        raise TypeMismatch(f"{values} are not the values at {index} of {x}")
+    return x
+
+
+def _write_work(operands: tuple[TensorType, ...], result: ValueType, params: Params) -> Work:
+    return Work(bytes_moved=2 * operands[1].bytes)
+
+
+@define(_write_type, _write_work, kind="program")
+def write_rows(x: Array, values: Array, index: Array) -> Array:
+    """x with x[b, index[b, i]] = values[b, i]; what has an index outside is not written"""
+    result = x.copy()
+    row, column = np.nonzero((index >= 0) & (index < x.shape[1]))
+    result[row, index[row, column]] = values[row, column]
+    return result
+
+
+def _loop_type(*types: TensorType, body: Graph, carries: int, scanned: int, length: int) -> ValueType:
+    expected = []
+    for position, type_ in enumerate(types):
+        is_scanned = carries <= position < carries + scanned
+        expected.append(type_.with_shape((type_.shape[0], 1, *type_.shape[2:])) if is_scanned else type_)
+        if is_scanned and type_.shape[1] != length:
+            raise TypeMismatch(f"{type_} has not the {length} positions of the loop on axis 1")
+    declared = [node.type for node in body.inputs]
+    if declared != expected:
+        raise TypeMismatch(f"a body over {declared} cannot loop over {expected}")
+    results = [node.tensor for node in body.outputs.values()]
+    if results[:carries] != list(types[:carries]):
+        raise TypeMismatch("what the body carries changes its type")
+    stacked = [t.with_shape((t.shape[0], length, *t.shape[2:])) for t in results[carries:]]
+    return (*types[:carries], *stacked)
+
+
+def _loop_work(operands: tuple[TensorType, ...], result: ValueType, params: Params) -> Work:
+    total = Work()
+    for node in params["body"].nodes:
+        total = total + node.op.work(tuple(s.tensor for s in node.sources), node.type, node.params)
+    n = params["length"]
+    return Work(n * total.multiply_adds, n * total.elementwise, n * total.bytes_moved)
+
+
+@define(_loop_type, _loop_work, kind="program")
+def loop(*arrays: Array, body: Graph, carries: int, scanned: int, length: int) -> tuple[Array, ...]:
+    """runs ``body`` for each of ``length`` positions, in order
+
+    The first ``carries`` operands are carried from step to step; of the next ``scanned`` operands
+    ``[B, length, …]`` the body sees one position ``[B, 1, …]`` at a time; the rest it sees whole.
+    The body yields the carried values and then values ``[B, 1, …]``, which are joined on axis 1.
+    """
+    carried, steps = list(arrays[:carries]), []
+    names = [node.name for node in body.inputs]
+    for i in range(length):
+        sliced = [array[:, i : i + 1] for array in arrays[carries : carries + scanned]]
+        values = dict(zip(names, [*carried, *sliced, *arrays[carries + scanned :]], strict=True))
+        results = list(evaluate(body, values).values())
+        carried = results[:carries]
+        steps.append(results[carries:])
+    return (*carried, *(np.concatenate(parts, axis=1) for parts in zip(*steps, strict=True)))
+
+
+def _part_type(x: ValueType, *, index: int) -> TensorType:
+    if isinstance(x, TensorType) or not 0 <= index < len(x):
+        raise TypeMismatch(f"there is no part {index}")
+    return x[index]
+
+
+@define(_part_type, kind="program")
+def part(x: tuple[Array, ...], *, index: int) -> Array:
+    """one of the several values of a loop"""
+    return x[index]
