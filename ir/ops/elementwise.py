@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ..op import TypeMismatch, TypeRule, define, per_element
-from ..types import DTYPES, FLOATS, Dim, Shape, TensorType, is_ragged
+from ..types import DTYPES, FLOATS, INTEGERS, Dim, Shape, TensorType, is_ragged
 
 Array = np.ndarray
 
@@ -50,19 +50,20 @@ def elementwise(allowed: tuple[str, ...] | None = None, result: str | None = Non
 
 
 _any = {"infer": elementwise(), "work": per_element(1), "kind": "elementwise"}
+_number = {"infer": elementwise((*FLOATS, *INTEGERS)), "work": per_element(1), "kind": "elementwise"}
 _float = {"infer": elementwise(FLOATS), "work": per_element(1), "kind": "elementwise"}
 _costly = {"infer": elementwise(FLOATS), "work": per_element(8), "kind": "elementwise"}
 _compare = {"infer": elementwise(result="bool"), "work": per_element(1), "kind": "elementwise"}
 _logic = {"infer": elementwise(("bool",)), "work": per_element(1), "kind": "elementwise"}
 
 
-@define(**_any)
+@define(**_number)
 def negative(x: Array) -> Array:
     """-x"""
     return np.negative(x)
 
 
-@define(**_any)
+@define(**_number)
 def absolute(x: Array) -> Array:
     """|x|"""
     return np.absolute(x)
@@ -152,19 +153,19 @@ def logical_or(x: Array, y: Array) -> Array:
     return np.logical_or(x, y)
 
 
-@define(**_any)
+@define(**_number)
 def add(x: Array, y: Array) -> Array:
     """x + y"""
     return np.add(x, y)
 
 
-@define(**_any)
+@define(**_number)
 def subtract(x: Array, y: Array) -> Array:
     """x - y"""
     return np.subtract(x, y)
 
 
-@define(**_any)
+@define(**_number)
 def multiply(x: Array, y: Array) -> Array:
     """x * y"""
     return np.multiply(x, y)
@@ -176,13 +177,13 @@ def divide(x: Array, y: Array) -> Array:
     return np.divide(x, y)
 
 
-@define(**_any)
+@define(**_number)
 def floor_divide(x: Array, y: Array) -> Array:
     """x // y, rounded towards minus infinity"""
     return np.floor_divide(x, y)
 
 
-@define(**_any)
+@define(**_number)
 def remainder(x: Array, y: Array) -> Array:
     """x - y * (x // y): the sign follows y, as in Python"""
     return np.remainder(x, y)

@@ -52,7 +52,7 @@ def _contraction_work(operands: tuple[TensorType, ...], result: ValueType, param
 @define(_contraction_type, _contraction_work)
 def contraction(x: Array, y: Array, *, subscripts: str) -> Array:
     """the sum over every letter that the result does not name, as in einsum with two operands"""
-    return np.einsum(subscripts, x, y, optimize=True)
+    return np.einsum(subscripts, x, y, optimize=True).astype(x.dtype, copy=False)  # bf16 comes out as f32
 
 
 def _axes_checked(x: TensorType, axes: tuple[int, ...]) -> None:
