@@ -1,0 +1,85 @@
+"""The table of model families: which ``model_type`` is built by what, and how its files name tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ...compiler.trace import Stream, trace
+from ...ir.errors import GraphError, SystolicError
+from ...ir.graph import Graph
+from ..spec import Config
+from .gpt2 import Gpt2
+from .llama import Llama, Mistral
+
+
+class LanguageModel(Protocol):
+    """A model: its config's fields, and the function of one token."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def context_length(self) -> int:
+        """How many positions the model was made for."""
+
+    def step(self, token: Stream) -> dict[str, Stream]:
+        """i32[] -> {"logits": f32[V]}"""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of checkpoint.
+
+    ``prefix`` is what files of the bare model leave out of their tensor names. ``buffers`` are
+    patterns of tensors that files may hold although they can be computed. ``tied`` maps a tensor to
+    the one whose copy it must be if the graph has no parameter of its name.
+    """
+
+    model: type[Any]
+    prefix: str
+    buffers: tuple[str, ...] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
+
+
+_LLAMA = {
+    "prefix": "model.",
+    "buffers": (r"rotary_emb\.inv_freq",),
+    "tied": {"lm_head.weight": "model.embed_tokens.weight"},
+}
+_GPT2 = {
+    "prefix": "transformer.",
+    "buffers": (r"h\.\d+\.attn\.(bias|masked_bias)",),
+    "tied": {"lm_head.weight": "transformer.wte.weight"},
+}
+FAMILIES: dict[str, Family] = {
+    "gpt2": Family(Gpt2, **_GPT2),
+    "llama": Family(Llama, **_LLAMA),
+    "mistral": Family(Mistral, **_LLAMA),
+}
+
+
+def family_of(config: Config) -> Family:
+    """The family that ``model_type`` names; ``SystolicError`` lists the known ones."""
+    model_type = config.text("model_type")
+    if model_type not in FAMILIES:
+        raise SystolicError(
+            f"{config.source}: model_type {model_type!r} is unknown; known: {', '.join(sorted(FAMILIES))}"
+        )
+    return FAMILIES[model_type]
+
+
+def build(config: Config) -> tuple[LanguageModel, Graph]:
+    """The model that a config describes, and its per-token graph: ``token`` i32[] to ``logits`` f32[V].
+
+    Raises ``SystolicError`` naming the config's field that is missing, unknown or of another type.
+    """
+    model: LanguageModel = config.read(family_of(config).model)
+    try:
+        return model, trace(model.step, name=config.text("model_type"), token="i32[]")
+    except GraphError:
+        raise
+    except SystolicError as error:
+        prefix = "" if str(error).startswith(config.source) else f"{config.source}: "
+        raise SystolicError(f"{prefix}{error}") from None

@@ -1,0 +1,156 @@
+"""The parts that families share: per-token functions from streams to streams.
+
+Weights keep the names and shapes of the checkpoint. Nothing here knows a batch, a mask or a cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from ..compiler.language import (
+    einsum,
+    erf,
+    history,
+    maximum,
+    mean,
+    parameter,
+    rsqrt,
+    sigmoid,
+    softmax,
+    take,
+    tanh,
+)
+from ..compiler.trace import Stream
+from ..ir.errors import SystolicError
+
+Activation = Callable[[Stream], Stream]
+
+
+def embedding(token: Stream, name: str, count: int, width: int) -> Stream:
+    """Row ``token`` of the table ``name``.weight [count, width]: f32[width]."""
+    return take(parameter(f"{name}.weight", (count, width)), token)
+
+
+def linear(x: Stream, name: str, size: int, *, bias: bool = False, axes: str = "nd") -> Stream:
+    """``x`` [d] times ``name``.weight, plus ``name``.bias if there is one: [size].
+
+    ``axes`` is how the checkpoint stores the weight: ``nd`` is [out, in], ``dn`` is [in, out].
+    """
+    shape = (size, *x.shape) if axes == "nd" else (*x.shape, size)
+    y = einsum(f"d,{axes}->n", x, parameter(f"{name}.weight", shape))
+    return y + parameter(f"{name}.bias", (size,)) if bias else y
+
+
+def rms_norm(x: Stream, name: str, eps: float, *, offset: float = 0.0) -> Stream:
+    """``x`` divided by the root of its mean square along the last axis, times weight + ``offset``."""
+    weight = parameter(f"{name}.weight", x.shape[-1:])
+    scale = weight + offset if offset else weight
+    return x * rsqrt(mean(x * x, axis=-1, keepdims=True) + eps) * scale
+
+
+def layer_norm(x: Stream, name: str, eps: float, *, bias: bool = True, offset: float = 0.0) -> Stream:
+    """``x`` with mean 0 and variance 1 along the last axis, times weight + ``offset``, plus bias."""
+    weight = parameter(f"{name}.weight", x.shape[-1:])
+    centred = x - mean(x, axis=-1, keepdims=True)
+    normal = centred * rsqrt(mean(centred * centred, axis=-1, keepdims=True) + eps)
+    y = normal * (weight + offset if offset else weight)
+    return y + parameter(f"{name}.bias", x.shape[-1:]) if bias else y
+
+
+def attention(
+    q: Stream,
+    k: Stream,
+    v: Stream,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    bias: Stream | None = None,
+) -> Stream:
+    """What the query heads ``q`` [K, G, D] read from all keys ``k`` [K, D] and values ``v`` [K, E] so far.
+
+    G query heads share each of the K key heads. With ``window`` only the last positions are seen,
+    this one included; ``softcap`` bounds the scores by cap * tanh(score / cap); ``bias`` is added to
+    the scores [K, G, past]. Returns [K, G, E].
+    """
+    keys = history(k.named("k"), window)
+    values = history(v.named("v"), window)
+    scores = einsum("hgd,phd->hgp", q.named("q"), keys)
+    if scale != 1.0:
+        scores = scores * scale
+    if softcap is not None:
+        scores = tanh(scores / softcap) * softcap
+    if bias is not None:
+        scores = scores + bias
+    probabilities = softmax(scores.named("scores"), axis=-1).named("probs")
+    return einsum("hgp,phe->hge", probabilities, values).named("mixed")
+
+
+def mlp(
+    x: Stream, up: str, down: str, width: int, act: str, *, bias: bool = True, axes: str = "nd"
+) -> Stream:
+    """down(act(up(x))), with ``width`` elements between."""
+    hidden = activation(act)(linear(x, up, width, bias=bias, axes=axes))
+    return linear(hidden, down, _width(x), bias=bias, axes=axes)
+
+
+def gated_mlp(x: Stream, name: str, width: int, act: str, *, bias: bool = False) -> Stream:
+    """down_proj(act(gate_proj(x)) * up_proj(x)), with ``width`` elements between."""
+    gate = activation(act)(linear(x, f"{name}.gate_proj", width, bias=bias))
+    up = linear(x, f"{name}.up_proj", width, bias=bias)
+    return linear(gate * up, f"{name}.down_proj", _width(x), bias=bias)
+
+
+def _width(x: Stream) -> int:
+    (width,) = x.node.tensor.static_shape
+    return width
+
+
+def activation(name: str) -> Activation:
+    """The activation that configs call ``name``; ``SystolicError`` lists the known ones."""
+    if name not in ACTIVATIONS:
+        raise SystolicError(f"activation {name!r} is unknown; known: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def relu(x: Stream) -> Stream:
+    return maximum(x, 0.0)
+
+
+def relu_squared(x: Stream) -> Stream:
+    return relu(x) ** 2
+
+
+def silu(x: Stream) -> Stream:
+    return x * sigmoid(x)
+
+
+def quick_gelu(x: Stream) -> Stream:
+    return x * sigmoid(x * 1.702)
+
+
+def gelu(x: Stream) -> Stream:
+    """x times the normal distribution function."""
+    return x * (erf(x * math.sqrt(0.5)) + 1.0) * 0.5
+
+
+def gelu_tanh(x: Stream) -> Stream:
+    """The approximation of ``gelu`` by a hyperbolic tangent."""
+    return x * (tanh((x + x * x * x * 0.044715) * math.sqrt(2 / math.pi)) + 1.0) * 0.5
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": silu,
+    "swish": silu,
+    "gelu": gelu,
+    "gelu_python": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_fast": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
+    "relu": relu,
+    "relu2": relu_squared,
+    "sigmoid": sigmoid,
+    "tanh": tanh,
+}

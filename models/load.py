@@ -1,0 +1,152 @@
+"""From a checkpoint to a model: its graph, its weights, and what generation needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..ir.errors import SystolicError
+from ..ir.graph import Graph, Node, make_node
+from ..ir.ops import OPS
+from ..ir.rewrite import copy_node
+from ..ir.types import FLOATS
+from .embedded import DEFAULT, embedded_models
+from .families import build, family_of
+from .spec import Config, read_config
+from .weights import fit, read_checkpoint
+
+WEIGHT_DTYPES = ("f32", "bf16", "f16")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that is ready to be compiled. ``weights`` is None for a bare config.json.
+
+    ``graph`` computes ``logits`` f32[vocabulary_size] from ``token`` i32[]. ``context_length`` is how
+    many positions the model was made for. ``add_bos`` says whether a text begins with ``bos_id``.
+    """
+
+    name: str
+    path: Path
+    config: Config
+    graph: Graph
+    weights: Mapping[str, np.ndarray] | None
+    vocabulary_size: int
+    context_length: int
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    tokenizer_path: Path | None
+    add_bos: bool
+
+
+def load(path_or_name: str | Path = DEFAULT, dtype: str = "f32") -> Model:
+    """Reads a checkpoint directory, a bare config.json, or an embedded model by its name.
+
+    ``dtype`` is how weights are kept (f32, bf16 or f16); they are computed with as f32. Raises
+    ``SystolicError`` naming the file and what was expected of it.
+    """
+    if dtype not in WEIGHT_DTYPES:
+        raise SystolicError(f"weights cannot be kept as {dtype!r}; known: {', '.join(WEIGHT_DTYPES)}")
+    path = _locate(path_or_name)
+    config = read_config(path if path.is_file() else path / "config.json")
+    spec, graph = build(config)
+    if dtype != "f32":
+        graph = keep_weights_as(graph, dtype)
+    weights = None
+    if path.is_dir():
+        family = family_of(config)
+        weights = fit(
+            graph,
+            read_checkpoint(path),
+            prefix=family.prefix,
+            buffers=family.buffers,
+            tied=family.tied,
+            source=str(path),
+        )
+    directory = path if path.is_dir() else path.parent
+    name = directory.resolve().name if path.is_dir() else path.stem
+    return Model(
+        name=name,
+        path=path,
+        config=config,
+        graph=graph,
+        weights=weights,
+        vocabulary_size=spec.vocab_size,
+        context_length=spec.context_length,
+        **_generation(config, directory if path.is_dir() else None),
+    )
+
+
+def _locate(path_or_name: str | Path) -> Path:
+    path = Path(path_or_name)
+    if path.is_dir() or path.is_file():
+        return path
+    known = embedded_models()
+    if str(path_or_name) in known:
+        return known[str(path_or_name)]
+    names = f" ({', '.join(known)})" if known else ""
+    raise SystolicError(
+        f"{path_or_name}: is no model; expected a directory with config.json and *.safetensors, "
+        f"a config.json, or the name of an embedded model{names}"
+    )
+
+
+def keep_weights_as(graph: Graph, dtype: str) -> Graph:
+    """The same computation in f32 over parameters that are kept as ``dtype``."""
+    kept: dict[Node, Node] = {}
+    new: dict[Node, Node] = {}
+    for node in graph.nodes:
+        if node.op.name == "parameter" and node.tensor.dtype in FLOATS:
+            params = {"type": node.tensor.with_dtype(dtype)}
+            kept[node] = make_node(OPS["parameter"], (), params, name=node.name, location=node.location)
+            widened = make_node(OPS["cast"], (kept[node],), {"dtype": node.tensor.dtype})
+            new[node] = replace(widened, name=f"{node.name}.{node.tensor.dtype}")
+        else:
+            new[node] = copy_node(node, tuple(new[source] for source in node.sources))
+    return Graph(
+        graph.name,
+        graph.inputs,
+        tuple(kept.get(node, node) for node in graph.parameters),
+        {name: new[node] for name, node in graph.outputs.items()},
+        tuple((new[previous], new[value]) for previous, value in graph.feedback),
+    )
+
+
+def _generation(config: Config, directory: Path | None) -> dict[str, Any]:
+    """Special tokens and the tokenizer; what generation_config.json says comes before config.json."""
+    files = {name: _optional(directory, name) for name in ("generation_config.json", "tokenizer_config.json")}
+    sources = [source for source in (files["generation_config.json"], config) if source is not None]
+    bos = next((ids[0] for source in sources if (ids := source.token_ids("bos_token_id"))), None)
+    eos = next((ids for source in sources if (ids := source.token_ids("eos_token_id"))), ())
+    tokenizer = _optional(directory, "tokenizer.json")
+    settings = files["tokenizer_config.json"]
+    if settings is not None and settings.values.get("add_bos_token") is not None:
+        add_bos = settings.boolean("add_bos_token")
+    else:
+        add_bos = tokenizer is not None and bos is not None and _template_begins_with(tokenizer, bos)
+    return {
+        "bos_id": bos,
+        "eos_ids": eos,
+        "tokenizer_path": Path(tokenizer.source) if tokenizer is not None else None,
+        "add_bos": add_bos,
+    }
+
+
+def _optional(directory: Path | None, name: str) -> Config | None:
+    exists = directory is not None and (directory / name).exists()
+    return read_config(directory / name) if exists and directory is not None else None
+
+
+def _template_begins_with(tokenizer: Config, bos: int) -> bool:
+    """Whether tokenizer.json puts the token ``bos`` before a text."""
+    processor = tokenizer.values.get("post_processor") or {}
+    for step in processor.get("processors") or [processor]:
+        if step.get("type") == "TemplateProcessing" and step.get("single"):
+            first = step["single"][0].get("SpecialToken", {}).get("id")
+            ids = step.get("special_tokens", {}).get(first, {}).get("ids", [])
+            return ids[:1] == [bos]
+    return False

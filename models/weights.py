@@ -1,0 +1,175 @@
+"""Checkpoints: memory-mapped safetensors, and the account of every tensor against a graph.
+
+Nothing is read before it is asked for; a tensor that is stored in the type that is wanted is not even
+copied. What does not fit is one sentence that names the file and the tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ..ir.errors import SystolicError
+from ..ir.graph import Graph, Node
+from ..ir.types import DTYPES, TensorType
+from .spec import read_config
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_STORED_FLOATS = {"F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16"}
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """One tensor of a file: where its bytes lie in the mapped file, its shape, its stored type."""
+
+    path: Path
+    data: np.ndarray  # u8[bytes], a view of the mapped file
+    shape: tuple[int, ...]
+    dtype: str  # as in the file: F32, BF16, …
+
+    def array(self, dtype: np.dtype) -> np.ndarray:
+        """The values as ``dtype``; a view of the file if they are stored like that."""
+        stored = self.data.view(DTYPES[_STORED_FLOATS[self.dtype]]).reshape(self.shape)
+        return np.require(stored.astype(dtype, copy=False), requirements="A")
+
+
+class Weights(Mapping[str, np.ndarray]):
+    """The parameters of a graph by name, each read when it is asked for, in the parameter's type."""
+
+    def __init__(self, tensors: Mapping[str, StoredTensor], types: Mapping[str, TensorType]) -> None:
+        self._tensors = tensors
+        self._types = types
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._tensors[name].array(DTYPES[self._types[name].dtype])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def read_file(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file by name, mapped but not read.
+
+    Raises ``SystolicError`` when the file is missing, truncated or corrupt.
+    """
+    try:
+        with safe_open(path, "numpy"):  # the library checks that the header fits the file
+            pass
+        data = np.memmap(path, np.uint8, mode="r")
+    except OSError as error:
+        raise SystolicError(f"{path}: cannot be read: {error.strerror or 'no such file'}") from None
+    except SafetensorError as error:
+        raise SystolicError(f"{path}: is truncated or corrupt: {error}") from None
+    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    header = json.loads(data[8:start].tobytes())
+    header.pop("__metadata__", None)
+    return {name: _stored(path, data[start:], entry) for name, entry in header.items()}
+
+
+def _stored(path: Path, data: np.ndarray, entry: Mapping) -> StoredTensor:
+    first, last = entry["data_offsets"]
+    return StoredTensor(path, np.asarray(data[first:last]), tuple(entry["shape"]), entry["dtype"])
+
+
+def read_checkpoint(directory: Path) -> dict[str, StoredTensor]:
+    """All tensors of a checkpoint: ``model.safetensors``, or the shards that its index names.
+
+    Raises ``SystolicError`` when there is neither, or a shard or a tensor of the index is missing.
+    """
+    if (directory / SINGLE).exists():
+        return read_file(directory / SINGLE)
+    if not (directory / INDEX).exists():
+        other = next(iter(sorted(directory.glob("*.bin"))), None)
+        hint = f"; {other.name} must be converted to safetensors first" if other else ""
+        raise SystolicError(f"{directory}: holds neither {SINGLE} nor {INDEX}{hint}")
+    index = directory / INDEX
+    shards = read_config(index).section("weight_map").values
+    tensors: dict[str, StoredTensor] = {}
+    for shard in sorted(set(map(str, shards.values()))):
+        if Path(shard).name != shard:
+            raise SystolicError(f"{index}: names the shard {shard!r}, which is not a file beside it")
+        if not (directory / shard).exists():
+            raise SystolicError(f"{directory / shard}: is missing, although {INDEX} names it")
+        tensors |= read_file(directory / shard)
+    for name, shard in shards.items():
+        if name not in tensors:
+            raise SystolicError(f"{directory / shard}: lacks the tensor {name}, although {INDEX} names it")
+    return tensors
+
+
+def fit(
+    graph: Graph,
+    tensors: Mapping[str, StoredTensor],
+    *,
+    prefix: str = "",
+    buffers: tuple[str, ...] = (),
+    tied: Mapping[str, str] | None = None,
+    source: str = "checkpoint",
+) -> Weights:
+    """The tensors as the parameters of ``graph``: each parameter has one, and no tensor is left over.
+
+    ``prefix`` is what names in the file may lack, ``buffers`` are patterns of tensors that are not
+    needed, ``tied`` names tensors that may repeat another one. Raises ``SystolicError`` for a tensor
+    that is missing, unexpected, misshapen, not of floats, or not the copy that it must be.
+    """
+    types = {node.name: node.tensor for node in graph.parameters}
+    rename = _renaming(types, prefix)
+    found = {rename(name): tensor for name, tensor in tensors.items()}
+    missing = sorted(set(types) - set(found))
+    if missing:
+        wanted = f"{missing[0]} {_shape(types[missing[0]].shape)}"
+        raise SystolicError(f"{source}: lacks the tensor {wanted}{_more(missing)}")
+    extra = [n for n in sorted(set(found) - set(types)) if not any(re.search(f"{b}$", n) for b in buffers)]
+    for name in [n for n in extra if n in (tied or {})]:
+        _require_copy(name, found[name], (tied or {})[name], found)
+        extra.remove(name)
+    if extra:
+        described = f"{extra[0]} {_shape(found[extra[0]].shape)}"
+        raise SystolicError(f"{found[extra[0]].path}: the model has no use for {described}{_more(extra)}")
+    for node in graph.parameters:
+        _require_fit(node, found[node.name])
+    return Weights({name: found[name] for name in types}, types)
+
+
+def _renaming(types: Mapping[str, TensorType], prefix: str) -> Callable[[str], str]:
+    def rename(name: str) -> str:
+        return name if name in types or prefix + name not in types else prefix + name
+
+    return rename
+
+
+def _require_fit(node: Node, tensor: StoredTensor) -> None:
+    if tensor.shape != node.tensor.shape:
+        raise SystolicError(
+            f"{tensor.path}: tensor {node.name} has shape {_shape(tensor.shape)}, "
+            f"but the config asks for {_shape(node.tensor.shape)}"
+        )
+    if tensor.dtype not in _STORED_FLOATS:
+        known = ", ".join(_STORED_FLOATS)
+        raise SystolicError(f"{tensor.path}: tensor {node.name} is stored as {tensor.dtype}, not {known}")
+
+
+def _require_copy(name: str, tensor: StoredTensor, other: str, found: Mapping[str, StoredTensor]) -> None:
+    if not np.array_equal(tensor.data, found[other].data):
+        raise SystolicError(
+            f"{tensor.path}: tensor {name} differs from {other}, although the config ties them "
+            "(tie_word_embeddings)"
+        )
+
+
+def _shape(shape: tuple) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
