@@ -196,13 +196,15 @@ def with_unique_names(graph: Graph) -> Graph:
     from .rewrite import rebuild
 
     taken = {node.name for node in (*graph.inputs, *graph.parameters)}
+    repeats: dict[str, int] = {}  # so that the thousandth "constant" need not try a thousand names
 
     def unique(node: Node) -> str:
         base = node.name or ".".join(filter(None, (node.scope, node.op.name)))
-        name, count = base, 0
+        name, count = base, repeats.get(base, 0)
         while name in taken:
             count += 1
             name = f"{base}.{count}"
+        repeats[base] = count
         taken.add(name)
         return name
 

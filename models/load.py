@@ -56,28 +56,19 @@ def load(path_or_name: str | Path = DEFAULT, dtype: str = "f32") -> Model:
     spec, graph = build(config)
     if dtype != "f32":
         graph = keep_weights_as(graph, dtype)
+    directory = path if path.is_dir() else None
     weights = None
-    if path.is_dir():
-        family = family_of(config)
-        weights = fit(
-            graph,
-            read_checkpoint(path),
-            prefix=family.prefix,
-            buffers=family.buffers,
-            tied=family.tied,
-            source=str(path),
-        )
-    directory = path if path.is_dir() else path.parent
-    name = directory.resolve().name if path.is_dir() else path.stem
+    if directory is not None:
+        weights = fit(graph, read_checkpoint(directory), family_of(config).naming, str(directory))
     return Model(
-        name=name,
+        name=path.resolve().name if directory is not None else path.stem,
         path=path,
         config=config,
         graph=graph,
         weights=weights,
         vocabulary_size=spec.vocab_size,
         context_length=spec.context_length,
-        **_generation(config, directory if path.is_dir() else None),
+        **_generation(config, directory),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,20 @@ from .spec import read_config
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _STORED_FLOATS = {"F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16"}
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How the files of a family name their tensors, where that differs from the parameters.
+
+    ``prefix`` is what files of the bare model leave out. ``buffers`` are patterns of tensors that
+    files may hold although the model computes them. ``tied`` maps a tensor that files may repeat to
+    the one whose copy it must be.
+    """
+
+    prefix: str = ""
+    buffers: tuple[str, ...] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,38 +121,38 @@ def read_checkpoint(directory: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def fit(
-    graph: Graph,
-    tensors: Mapping[str, StoredTensor],
-    *,
-    prefix: str = "",
-    buffers: tuple[str, ...] = (),
-    tied: Mapping[str, str] | None = None,
-    source: str = "checkpoint",
-) -> Weights:
-    """The tensors as the parameters of ``graph``: each parameter has one, and no tensor is left over.
+def fit(graph: Graph, tensors: Mapping[str, StoredTensor], naming: Naming, source: str) -> Weights:
+    """The tensors of the checkpoint ``source`` as the parameters of ``graph``: none lacks, none is left.
 
-    ``prefix`` is what names in the file may lack, ``buffers`` are patterns of tensors that are not
-    needed, ``tied`` names tensors that may repeat another one. Raises ``SystolicError`` for a tensor
-    that is missing, unexpected, misshapen, not of floats, or not the copy that it must be.
+    Raises ``SystolicError`` for a tensor that is missing, unexpected, misshapen, not of floats, or
+    not the copy that it must be.
     """
     types = {node.name: node.tensor for node in graph.parameters}
-    rename = _renaming(types, prefix)
+    rename = _renaming(types, naming.prefix)
     found = {rename(name): tensor for name, tensor in tensors.items()}
     missing = sorted(set(types) - set(found))
     if missing:
         wanted = f"{missing[0]} {_shape(types[missing[0]].shape)}"
         raise SystolicError(f"{source}: lacks the tensor {wanted}{_more(missing)}")
-    extra = [n for n in sorted(set(found) - set(types)) if not any(re.search(f"{b}$", n) for b in buffers)]
-    for name in [n for n in extra if n in (tied or {})]:
-        _require_copy(name, found[name], (tied or {})[name], found)
-        extra.remove(name)
-    if extra:
-        described = f"{extra[0]} {_shape(found[extra[0]].shape)}"
-        raise SystolicError(f"{found[extra[0]].path}: the model has no use for {described}{_more(extra)}")
+    _refuse_unexpected({name: found[name] for name in sorted(set(found) - set(types))}, found, naming)
     for node in graph.parameters:
         _require_fit(node, found[node.name])
     return Weights({name: found[name] for name in types}, types)
+
+
+def _refuse_unexpected(
+    extra: Mapping[str, StoredTensor], found: Mapping[str, StoredTensor], naming: Naming
+) -> None:
+    unexpected = []
+    for name, tensor in extra.items():
+        if naming.tied.get(name) in found:
+            _require_copy(name, tensor, naming.tied[name], found)
+        elif not any(re.search(f"{pattern}$", name) for pattern in naming.buffers):
+            unexpected.append(name)
+    if unexpected:
+        first = extra[unexpected[0]]
+        described = f"{unexpected[0]} {_shape(first.shape)}{_more(unexpected)}"
+        raise SystolicError(f"{first.path}: the model has no use for the tensor {described}")
 
 
 def _renaming(types: Mapping[str, TensorType], prefix: str) -> Callable[[str], str]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ...compiler.trace import Stream, trace
 from ...ir.errors import GraphError, SystolicError
 from ...ir.graph import Graph
 from ..spec import Config
+from ..weights import Naming
 from .gpt2 import Gpt2
 from .llama import Llama, Mistral
 
@@ -30,33 +30,20 @@ class LanguageModel(Protocol):
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of checkpoint.
-
-    ``prefix`` is what files of the bare model leave out of their tensor names. ``buffers`` are
-    patterns of tensors that files may hold although they can be computed. ``tied`` maps a tensor to
-    the one whose copy it must be if the graph has no parameter of its name.
-    """
+    """One kind of checkpoint: its model, and how its files name tensors."""
 
     model: type[Any]
-    prefix: str
-    buffers: tuple[str, ...] = ()
-    tied: Mapping[str, str] = field(default_factory=dict)
+    naming: Naming
 
 
-_LLAMA = {
-    "prefix": "model.",
-    "buffers": (r"rotary_emb\.inv_freq",),
-    "tied": {"lm_head.weight": "model.embed_tokens.weight"},
-}
-_GPT2 = {
-    "prefix": "transformer.",
-    "buffers": (r"h\.\d+\.attn\.(bias|masked_bias)",),
-    "tied": {"lm_head.weight": "transformer.wte.weight"},
-}
+_LLAMA = Naming("model.", (r"rotary_emb\.inv_freq",), {"lm_head.weight": "model.embed_tokens.weight"})
+_GPT2 = Naming(
+    "transformer.", (r"h\.\d+\.attn\.(bias|masked_bias)",), {"lm_head.weight": "transformer.wte.weight"}
+)
 FAMILIES: dict[str, Family] = {
-    "gpt2": Family(Gpt2, **_GPT2),
-    "llama": Family(Llama, **_LLAMA),
-    "mistral": Family(Mistral, **_LLAMA),
+    "gpt2": Family(Gpt2, _GPT2),
+    "llama": Family(Llama, _LLAMA),
+    "mistral": Family(Mistral, _LLAMA),
 }
 
 
