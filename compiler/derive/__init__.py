@@ -1,0 +1,6 @@
+"""From a graph with time to programs without: states are chosen, then every op gets rows and positions."""
+
+from .programs import derive_chunk, derive_score, derive_source
+from .states import StatePlan, choose_states
+
+__all__ = ["StatePlan", "choose_states", "derive_chunk", "derive_score", "derive_source"]

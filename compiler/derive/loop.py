@@ -1,0 +1,174 @@
+"""What depends on its own past, run step by step: only the strongly connected part becomes a loop.
+
+The body is the same derivation with a chunk of one position. What it needs from outside comes in
+as it is (weights, histories) or one position at a time (streams); buffers of its own are carried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from ...ir.graph import Graph, Node, make_node, with_unique_names
+from ...ir.ops import OPS
+from ...ir.types import TensorType
+from .derivation import Buffers, Derivation, Key, Steps, zeros
+from .frames import Frame, Slots
+from .placed import Maker, Placed, stretch
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The results of a loop: streams for every position, buffers after the last one."""
+
+    streams: Mapping[Node, Placed]
+    buffers: Mapping[Key, Placed]
+
+
+@dataclass
+class Imports:
+    """What a body takes from outside: pairs of the outer node and the body's input for it."""
+
+    scanned: list[tuple[Node, Node]] = field(default_factory=list)
+    invariant: list[tuple[Node, Node]] = field(default_factory=list)
+
+    def scan(self, node: Node) -> Node:
+        """One position [B, 1, …] of an outer value [B, n, …] at a time."""
+        rows, _, *rest = node.tensor.static_shape
+        return self._taken(self.scanned, "step", node, node.tensor.with_shape((rows, 1, *rest)))
+
+    def keep(self, node: Node) -> Node:
+        """An outer value as it is; what has no operands is simply made again inside."""
+        if node.op.name in ("constant", "arange"):
+            return node
+        return self._taken(self.invariant, "all", node, node.tensor)
+
+    def _taken(self, pairs: list[tuple[Node, Node]], kind: str, node: Node, type_: TensorType) -> Node:
+        for outer, inner in pairs:
+            if outer is node:
+                return inner
+        # Outer nodes get their unique names only later, so the count keeps these apart.
+        inner = _body_input(f"{kind}{len(pairs)}.{node.name}", type_)
+        pairs.append((node, inner))
+        return inner
+
+
+def _body_input(name: str, type_: TensorType) -> Node:
+    return make_node(OPS["input"], (), {"type": type_}, name=name)
+
+
+class LoopBody(Derivation):
+    """One step of a strongly connected part; every other stream comes from the outer derivation."""
+
+    def __init__(self, outer: Derivation, members: frozenset[Node], carried: Mapping[Key, Node]) -> None:
+        self.outer, self.members, self.imports = outer, members, Imports()
+        clock = str(next(iter(members)).clock)
+        frame = self._step_frame(outer.frames[clock])
+        make = Maker(None, "step")
+        length = make("cast", make.reshape(frame.valid, (frame.rows,), "valid"), label="length", dtype="i32")
+        buffers = Buffers(
+            frozenset(node for node, place in carried if place == "state") | outer.buffers.stored,
+            {node: inner.tensor.static_shape[1] for (node, place), inner in carried.items() if place == "tail"},
+            dict(carried),
+        )
+        super().__init__(
+            outer.graph, {clock: frame}, {}, buffers, clock=clock, closed=False, lengths={clock: length}
+        )
+
+    def _step_frame(self, outer: Frame) -> Frame:
+        positions, valid = self.imports.scan(outer.positions), self.imports.scan(outer.valid)
+
+        def inside(slots: Slots) -> Slots:
+            return replace(slots, positions=self.imports.keep(slots.positions))
+
+        return Frame(
+            outer.rows,
+            1,
+            positions,
+            valid,
+            {dim: inside(slots) for dim, slots in outer.slots.items()},
+            {clock: self.imports.keep(end) for clock, end in outer.ends.items()},
+            inside(outer.default) if outer.default else None,
+        )
+
+    def steps(self, key: Key) -> Steps:
+        node, _ = key
+        return super().steps(key) if node in self.members else self.imported(key)
+
+    def imported(self, key: Key) -> Steps:
+        """A value of the outer derivation, as an input of the body."""
+        outer: Placed = self.outer.value(key)
+        if key[1] == "own" and outer.lead == 2:
+            return replace(outer, node=self.imports.scan(outer.node))
+        return replace(outer, node=self.imports.keep(outer.node))
+        yield  # a generator like the others, though it waits for nothing
+
+
+def make_loop(outer: Derivation, members: frozenset[Node]) -> Steps:
+    """Builds the body and the loop node of a strongly connected part of a derivation."""
+    graph = outer.graph
+    ordered = [node for node in graph.nodes if node in members]
+    for node in ordered:
+        for source in node.sources:
+            if source not in members:
+                yield source, "own"
+    initial = _carried(outer, ordered)
+    inputs = {key: _body_input(f"{key[1]}.{key[0].name}", start.tensor) for key, start in initial.items()}
+    body = LoopBody(outer, members, inputs)
+    exported = [node for node in ordered if _is_needed_outside(outer, node, members)]
+    results: dict[str, Node] = {f"{place}.{n.name}": body.value((n, place)).node for n, place in inputs}
+    streams: dict[Node, Placed] = {}
+    for node in exported:
+        streams[node] = stretch(Maker(node), body.value((node, "own")), body.frames[body.clock].rows, 1)
+        results[f"stream.{node.name}"] = streams[node].node
+    imports = body.imports
+    taken = [*inputs.values(), *(i for _, i in imports.scanned), *(i for _, i in imports.invariant)]
+    body_graph = with_unique_names(Graph(f"{ordered[0].name}.loop", tuple(taken), (), results))
+    make = Maker(ordered[0])
+    loop = make(
+        "loop",
+        *initial.values(),
+        *(o for o, _ in imports.scanned),
+        *(o for o, _ in imports.invariant),
+        label="loop",
+        body=body_graph,
+        carries=len(inputs),
+        scanned=len(imports.scanned),
+        length=outer.frames[body.clock].size,
+    )
+    parts = [make("part", loop, label="part", index=i) for i in range(len(results))]
+    buffers = {key: Placed(parts[i], 1, key[0].tensor.shape) for i, key in enumerate(inputs)}
+    for i, node in enumerate(exported, start=len(inputs)):
+        streams[node] = replace(streams[node], node=parts[i])
+    return Loop(streams, buffers)
+
+
+def _carried(outer: Derivation, members: list[Node]) -> dict[Key, Node]:
+    """The buffers that the part itself reads and writes, with their values before the chunk."""
+    frame = outer.frame(members[0])
+    wanted: dict[Key, tuple[int, ...]] = {}
+    for node in members:
+        if node.op.name == "feedback":
+            wanted[node, "carry"] = ()
+        elif node.op.name == "delay":
+            key = (node.sources[0], "tail")
+            wanted[key] = (max(node.params["steps"], *wanted.get(key, (0,))),)
+        elif node.op.name == "history" and outer.closed:
+            wanted[node.sources[0], "state"] = (frame.size,)
+        if node in outer.buffers.stored:
+            wanted[node, "state"] = ()
+    if not outer.closed:
+        return {key: outer.buffers.initial[key] for key in wanted}
+    return {
+        key: zeros(Maker(key[0]), key[0].tensor.with_shape((frame.rows, *extra, *key[0].tensor.static_shape)))
+        for key, extra in wanted.items()
+    }
+
+
+def _is_needed_outside(outer: Derivation, node: Node, members: frozenset[Node]) -> bool:
+    if node.op.name == "history":
+        return False  # outside, it reads the buffer
+    users = outer.graph.users[node]
+    read_in_frame = outer.closed and any(user.op.name == "history" for user in users)
+    is_output = any(node is output for output in outer.graph.outputs.values())
+    return is_output or read_in_frame or any(user not in members for user in users)

@@ -1,0 +1,238 @@
+"""Choosing the state: which streams to keep so that every history can be had again.
+
+A history needs the past values of its source x. They can be stored, or recomputed from stored
+values further up. Per past position and step, storing v costs its bytes (memory held, and read
+again); recomputing v costs its work, turned into bytes by the machine balance. The cheapest choice
+is a minimum cut between "nothing is known of the past" and the demanded streams:
+
+    SOURCE ──recompute v──▶ v.computed ──bytes of v──▶ v.known ──∞──▶ (users of v).computed
+                                                       x.known ──∞──▶ DEMANDED
+
+Cutting the middle edge stores v, cutting the first recomputes it from its operands. Positions can be
+counted, so they are known for free; inputs cannot be recomputed; what has time inside (a history, a
+delay, a feedback) is not recomputed, because that would take its own past along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import networkx as nx
+
+from ...ir.errors import SystolicError
+from ...ir.graph import Graph, Node
+from ...ir.time import Access, window_access
+from ...ir.types import Past
+
+STRATEGIES = ("auto", "sources", "tokens")
+OPERATIONS_PER_BYTE = 4.0  # f32 operations that a CPU core does while memory delivers one byte
+_UNITS = 16  # cut capacities are whole numbers of 1/16 byte, so that the cut is exact
+
+
+@dataclass(frozen=True)
+class StatePlan:
+    """What a graph keeps from step to step.
+
+    ``histories`` maps each stored stream to the widest window that it is read through (None: the
+    whole prefix); ``layouts`` maps each ragged dimension to the window class whose slots it uses
+    (dimensions that share a stored stream share slots); ``tails`` maps delayed streams to the
+    longest delay; ``carries`` are feedback nodes; ``constants`` what a finished clock leaves.
+    """
+
+    strategy: str
+    clock: str
+    histories: Mapping[Node, int | None]
+    layouts: Mapping[Past, int | None]
+    tails: Mapping[Node, int]
+    carries: tuple[Node, ...]
+    constants: tuple[Node, ...]
+    reasons: Mapping[Node, str]
+
+    def access(self, node: Node) -> Access:
+        return window_access(self.histories[node])
+
+
+def choose_states(graph: Graph, strategy: str = "auto") -> StatePlan:
+    """The streams to keep, for decoding the clock of the first output.
+
+    ``auto`` finds the minimum cut, ``sources`` stores exactly what each history reads, ``tokens``
+    stores only the model's inputs and recomputes everything from them at every step: the program
+    without a cache. Raises ``SystolicError`` for another strategy.
+    """
+    if strategy not in STRATEGIES:
+        raise SystolicError(f"state must be one of {', '.join(STRATEGIES)}, not {strategy!r}")
+    clock = next(iter(graph.outputs.values())).clock
+    if clock is None:
+        raise SystolicError(f"the output of {graph.name} is constant: there is nothing to decode")
+    histories = [n for n in graph.nodes if n.op.name == "history" and n.clock == clock]
+    constants = _constants(graph, clock)
+    if strategy == "tokens":
+        inputs = [n for n in graph.inputs if n.clock == clock]
+        return StatePlan(
+            strategy,
+            clock,
+            {node: None for node in inputs},
+            {_dimension(h): None for h in histories},
+            {},
+            (),
+            constants,
+            {node: "an input; everything else is recomputed from it" for node in inputs},
+        )
+    demanded = dict.fromkeys(h.sources[0] for h in histories)
+    cut = _minimum_cut(graph, demanded) if strategy == "auto" else _Cut(tuple(demanded), frozenset())
+    served = {h: _stored_behind(h.sources[0], cut) for h in histories}
+    layouts = _share_layouts({h: stored for h, stored in served.items()})
+    kept = {n: layouts[_dimension(h)] for h, stored in served.items() for n in stored}
+    tails: dict[Node, int] = {}
+    for node in graph.nodes:
+        if node.op.name == "delay" and node.clock == clock:
+            source = node.sources[0]
+            tails[source] = max(tails.get(source, 0), node.params["steps"])
+    carries = tuple(node for node, _ in graph.feedback if node.clock == clock)
+    reasons = {node: _explain(node, served, strategy) for node in kept}
+    return StatePlan(strategy, clock, kept, layouts, tails, carries, constants, reasons)
+
+
+def _dimension(history: Node) -> Past:
+    dim = history.tensor.shape[0]
+    assert isinstance(dim, Past)
+    return dim
+
+
+def _constants(graph: Graph, clock: str) -> tuple[Node, ...]:
+    """What other clocks leave behind and ``clock`` reads: constant nodes that need a whole sequence."""
+    settled: set[Node] = set()
+    for node in graph.nodes:
+        is_whole = node.op.name == "whole" and node.sources[0].clock != clock
+        if node.clock is None and (is_whole or any(s in settled for s in node.sources)):
+            settled.add(node)
+    read = (s for node in graph.nodes if node.clock == clock for s in node.sources)
+    return tuple(dict.fromkeys(s for s in read if s in settled))
+
+
+@dataclass(frozen=True)
+class _Cut:
+    stored: tuple[Node, ...]
+    recomputed: frozenset[Node]
+
+
+def _stored_behind(source: Node, cut: _Cut) -> tuple[Node, ...]:
+    """The stored streams from which the past of ``source`` is had."""
+    found, pending, seen = [], [source], {source}
+    while pending:
+        node = pending.pop()
+        if node not in cut.recomputed:
+            found.append(node)
+            continue
+        for operand in node.sources:
+            if operand.clock is not None and operand not in seen:
+                seen.add(operand)
+                pending.append(operand)
+    return tuple(found)
+
+
+def _share_layouts(served: Mapping[Node, tuple[Node, ...]]) -> dict[Past, int | None]:
+    """Ragged dimensions that read one stored stream use the same slots: the widest window of them."""
+    groups = nx.utils.UnionFind(_dimension(h) for h in served)
+    reader: dict[Node, Past] = {}
+    for history, stored in served.items():
+        for node in stored:
+            groups.union(reader.setdefault(node, _dimension(history)), _dimension(history))
+    layouts: dict[Past, int | None] = {}
+    for group in groups.to_sets():
+        windows = [dim.window for dim in group]
+        widest = None if None in windows else max(w for w in windows if w is not None)
+        layouts.update({dim: widest for dim in group})
+    return layouts
+
+
+def recompute_cost(node: Node) -> float:
+    """Work of one value in byte equivalents; infinite where the past cannot be recomputed."""
+    if node.op.kind in ("time", "source") and node.op.name != "position":
+        return float("inf")
+    types = [source.type for source in node.sources]
+    if not all(t.is_static for t in (*types, node.tensor)):  # type: ignore[union-attr]
+        return float("inf")
+    work = node.op.work(tuple(types), node.type, node.params)  # type: ignore[arg-type]
+    operations = 2 * work.multiply_adds + work.elementwise
+    return operations / OPERATIONS_PER_BYTE + work.bytes_moved
+
+
+def _storage_cost(node: Node) -> float:
+    return float(node.tensor.bytes) if node.tensor.is_static else float("inf")
+
+
+def _minimum_cut(graph: Graph, demanded: Iterable[Node]) -> _Cut:
+    """Solves each connected part alone; a stream whose recomputation costs at least as much as
+    storing everything demanded behind it is never recomputed, which keeps the parts small."""
+    demanded = set(demanded)
+    behind: dict[Node, frozenset[Node]] = {}  # demanded streams that a node could be recomputed for
+    candidates: list[Node] = []
+    for node in reversed(graph.nodes):
+        if node.clock is None:
+            continue
+        reached = behind.get(node, frozenset()) | ({node} if node in demanded else frozenset())
+        if not reached:
+            continue
+        candidates.append(node)
+        if recompute_cost(node) < sum(_storage_cost(x) for x in reached):
+            for source in node.sources:
+                behind[source] = behind.get(source, frozenset()) | reached
+    network = nx.DiGraph()
+    for node in candidates:
+        recompute = recompute_cost(node)
+        barrier = recompute >= sum(_storage_cost(x) for x in behind.get(node, frozenset()) | ({node} & demanded))
+        _connect(network, "source", (node, "computed"), float("inf") if barrier else recompute)
+        is_free = node.op.name == "position"
+        storage = float("inf") if is_free else _storage_cost(node)
+        _connect(network, (node, "computed"), (node, "known"), storage)
+        if node in demanded:
+            _connect(network, (node, "known"), "demanded", float("inf"))
+        if not barrier:
+            for source in node.sources:
+                if source.clock is not None:
+                    _connect(network, (source, "known"), (node, "computed"), float("inf"))
+    return _solve_parts(network, candidates)
+
+
+def _connect(network: nx.DiGraph, start: object, end: object, cost: float) -> None:
+    if cost == float("inf"):
+        network.add_edge(start, end)  # networkx: no capacity is an infinite one
+    else:
+        # One unit for each op breaks ties towards the stream that needs no recomputation.
+        network.add_edge(start, end, capacity=int(cost * _UNITS) + (1 if start == "source" else 0))
+
+
+def _solve_parts(network: nx.DiGraph, candidates: list[Node]) -> _Cut:
+    inner = network.subgraph(n for n in network if n not in ("source", "demanded"))
+    known_side: set[object] = set()
+    for part in nx.weakly_connected_components(inner):
+        piece = network.subgraph([*part, "source", "demanded"])
+        if "demanded" in piece and "source" in piece:
+            _, (_, reached) = nx.minimum_cut(piece, "source", "demanded")
+            known_side |= reached
+    stored, recomputed = [], set()
+    for node in reversed(candidates):
+        if (node, "computed") in known_side:
+            recomputed.add(node)
+        elif (node, "known") in known_side:
+            stored.append(node)
+    return _Cut(tuple(stored), frozenset(recomputed))
+
+
+def _explain(node: Node, served: Mapping[Node, tuple[Node, ...]], strategy: str) -> str:
+    readers = [h for h, stored in served.items() if node in stored]
+    sources = list(dict.fromkeys(h.sources[0].name for h in readers))
+    window = "prefix" if any(_dimension(h).window is None for h in readers) else "window"
+    if strategy == "sources":
+        return f"read through a {window} (stored as it is, as asked)"
+    if node.name in sources:
+        cost = recompute_cost(node)
+        other = "it cannot be recomputed" if cost == float("inf") else f"recomputing costs {cost:,.0f}"
+        return f"read through a {window}; {other}, storing {node.tensor.bytes:,} bytes per position"
+    total = sum(h.sources[0].tensor.bytes for h in readers)
+    return (
+        f"{', '.join(sources)} recomputed from it: {node.tensor.bytes:,} bytes per position "
+        f"instead of {total:,}"
+    )
