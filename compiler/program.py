@@ -65,7 +65,7 @@ class Program:
     def donated(self) -> tuple[str, ...]:
         """Names of the states that come back updated under the same name."""
         inputs = {node.name for node in self.graph.inputs}
-        return tuple(name for name in self.graph.outputs if name in inputs)
+        return tuple(n for n in self.graph.outputs if n in inputs and n.startswith(STATE_PREFIX))
 
     @property
     def results(self) -> tuple[str, ...]:
