@@ -129,7 +129,12 @@ class Stream:
         return f"Stream({self.node.type})"
 
     def named(self, label: str) -> Stream:
-        """The same stream under a name of its own in dumps, programs and profiles."""
+        """The same stream under a name of its own in dumps, programs and profiles.
+
+        Inputs, weights and feedbacks keep the names that they have.
+        """
+        if self.node.op.name in ("input", "parameter", "feedback"):
+            return self
         full = ".".join([*current_trace().scopes, label])
         return Stream(replace(self.node, name=full))
 

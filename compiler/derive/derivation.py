@@ -278,7 +278,9 @@ class Derivation:
     def make_tail(self, node: Node) -> Steps:
         frame = self.frame(node)
         if node in self.cycles and frame.size > 1:
-            return (yield self.representative(node), "loop").buffers[node, "tail"]
+            loop = yield self.representative(node), "loop"
+            if (node, "tail") in loop.buffers:  # else only delays outside of the loop read it
+                return loop.buffers[node, "tail"]
         joined = yield node, "joined"
         make, steps = Maker(node, "@tail"), self.buffers.tails[node]
         length = make.reshape(self.lengths[str(node.clock)], (frame.rows, 1), "column")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ...ir.errors import SystolicError
 from ...ir.graph import Graph, Node, make_node, with_unique_names
 from ...ir.ops import OPS
-from ...ir.time import NOW, delay_access
+from ...ir.time import NOW, Access, delay_access
 from ...ir.types import Past, TensorType, Whole, is_ragged
 from ..program import STATE_PREFIX, Program, State
 from .derivation import Buffers, Derivation, Key
@@ -144,28 +144,35 @@ def plan_states(graph: Graph, plan: StatePlan, sizes: Sizes) -> dict[Key, State]
     """A state for each key (stream, place) of the plan, in the order of the graph."""
     states: dict[Key, State] = {}
     rank = {node: i for i, node in enumerate(graph.nodes)}
+
+    def keep(node: Node, place: str, kind: str, shape: tuple[int, ...], access: Access, reason: str) -> None:
+        # A stream can have two buffers, say a history and the tail of a delay.
+        taken = any(state.name == node.name for state in states.values())
+        per_token = node.tensor.bytes if place == "state" else 0
+        states[node, place] = State(
+            name=f"{node.name}.{place}" if taken else node.name,
+            kind=kind,
+            type=node.tensor.with_shape((sizes.rows, *shape)),
+            value=node.tensor,
+            bytes_per_token=per_token,
+            access=access,
+            reason=reason,
+        )
+
     for node, window in sorted(plan.histories.items(), key=lambda item: rank[item[0]]):
         kind = "ring" if sizes.is_ring(window) else "append"
-        type_ = node.tensor.with_shape((sizes.rows, sizes.slots(window), *node.tensor.static_shape))
-        value = node.tensor
-        states[node, "state"] = State(
-            node.name, kind, type_, value, value.bytes, plan.access(node), plan.reasons[node]
-        )
+        shape = (sizes.slots(window), *node.tensor.static_shape)
+        keep(node, "state", kind, shape, plan.access(node), plan.reasons[node])
     for node, steps in plan.tails.items():
-        type_ = node.tensor.with_shape((sizes.rows, steps, *node.tensor.static_shape))
         reason = f"read {steps} position{'s' * (steps > 1)} later"
-        name = node.name if (node, "state") not in states else f"{node.name}.tail"
-        states[node, "tail"] = State(name, "tail", type_, node.tensor, 0, delay_access(steps), reason)
+        keep(node, "tail", "tail", (steps, *node.tensor.static_shape), delay_access(steps), reason)
     for node in plan.carries:
-        type_ = node.tensor.with_shape((sizes.rows, *node.tensor.static_shape))
-        states[node, "carry"] = State(
-            node.name, "carry", type_, node.tensor, 0, delay_access(1), "read one position later, by itself"
-        )
+        reason = "read one position later, by what it is made from"
+        keep(node, "carry", "carry", node.tensor.static_shape, delay_access(1), reason)
     for node in plan.constants:
-        shape = (sizes.rows, *(sizes.sources[d.clock] if isinstance(d, Whole) else d for d in node.tensor.shape))
-        type_ = node.tensor.with_shape(shape)
+        shape = tuple(sizes.sources[d.clock] if isinstance(d, Whole) else int(d) for d in node.tensor.shape)  # type: ignore[arg-type]
         reason = "the same at every position, once the source clock has ended"
-        states[node, "constant"] = State(node.name, "constant", type_, node.tensor, 0, NOW, reason)
+        keep(node, "constant", "constant", shape, NOW, reason)
     return states
 
 

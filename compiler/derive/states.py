@@ -72,12 +72,12 @@ def choose_states(graph: Graph, strategy: str = "auto") -> StatePlan:
         return StatePlan(
             strategy,
             clock,
-            {node: None for node in inputs},
+            dict.fromkeys(inputs),
             {_dimension(h): None for h in histories},
             {},
             (),
             constants,
-            {node: "an input; everything else is recomputed from it" for node in inputs},
+            dict.fromkeys(inputs, "an input; everything else is recomputed from it"),
         )
     demanded = dict.fromkeys(h.sources[0] for h in histories)
     cut = _minimum_cut(graph, demanded) if strategy == "auto" else _Cut(tuple(demanded), frozenset())
@@ -143,7 +143,7 @@ def _share_layouts(served: Mapping[Node, tuple[Node, ...]]) -> dict[Past, int | 
     for group in groups.to_sets():
         windows = [dim.window for dim in group]
         widest = None if None in windows else max(w for w in windows if w is not None)
-        layouts.update({dim: widest for dim in group})
+        layouts.update(dict.fromkeys(group, widest))
     return layouts
 
 

@@ -1,0 +1,1 @@
+"""Passes: pure functions from graph to graph, one file each. ``compiler.pipeline`` lists them."""

@@ -1,0 +1,90 @@
+"""Removes ops that change nothing, and merges two rearrangements into one.
+
+    %b = reshape(%a, shape=(4, 8))         →     (gone, if nothing else reads it)
+    %c = reshape(%b, shape=(32,))                %c = reshape(%a, shape=(32,))
+
+    multiply(%x, 1.0)   add(%x, 0.0)   cast(%x, dtype="f32") of an f32   transpose(transpose(%x))   →   %x
+
+Must not fire where the result would have another type: ``multiply(%x, 1.0)`` is ``%x`` only when the
+constant did not broadcast it to a larger shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from ...ir.graph import Graph, Node, make_node
+from ...ir.rewrite import copy_node, rebuild
+
+Rule = Callable[[Node], Node | None]
+
+
+def simplify(graph: Graph) -> Graph:
+    """Applies the rules to each node, operands first, until none fires."""
+
+    def visit(node: Node, sources: tuple[Node, ...]) -> Node:
+        current = copy_node(node, sources)
+        while (rule := RULES.get(current.op.name)) and (better := rule(current)) is not None:
+            if better.type != current.type:
+                break
+            current = better
+        return current
+
+    return rebuild(graph, visit)
+
+
+def _again(node: Node, source: Node, **params: object) -> Node:
+    """The node with its first operand and parameters replaced, under its own name."""
+    made = make_node(node.op, (source, *node.sources[1:]), {**node.params, **params})
+    return replace(made, name=node.name, scope=node.scope, location=node.location)
+
+
+def _reshape(node: Node) -> Node | None:
+    (x,) = node.sources
+    if x.type == node.type:
+        return x
+    return _again(node, x.sources[0]) if x.op.name == "reshape" else None
+
+
+def _transpose(node: Node) -> Node | None:
+    (x,) = node.sources
+    order = node.params["permutation"]
+    if order == tuple(range(len(order))):
+        return x
+    if x.op.name != "transpose":
+        return None
+    inner = x.params["permutation"]
+    return _again(node, x.sources[0], permutation=tuple(inner[axis] for axis in order))
+
+
+def _identity(node: Node) -> Node | None:
+    return node.sources[0] if node.sources[0].type == node.type else None
+
+
+def _is_scalar(node: Node, value: float) -> bool:
+    return node.op.name == "constant" and node.params["value"].size == 1 and bool(np.all(node.params["value"] == value))
+
+
+def _neutral(value: float, either_side: bool) -> Rule:
+    def rule(node: Node) -> Node | None:
+        x, y = node.sources
+        if _is_scalar(y, value):
+            return x
+        return y if either_side and _is_scalar(x, value) else None
+
+    return rule
+
+
+RULES: dict[str, Rule] = {
+    "reshape": _reshape,
+    "transpose": _transpose,
+    "cast": _identity,
+    "broadcast_to": _identity,
+    "multiply": _neutral(1, either_side=True),
+    "add": _neutral(0, either_side=True),
+    "subtract": _neutral(0, either_side=False),
+    "divide": _neutral(1, either_side=False),
+}

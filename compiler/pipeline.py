@@ -1,0 +1,74 @@
+"""The passes in the order in which they run, and the driver that verifies, times and counts them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..ir.errors import GraphError
+from ..ir.graph import Graph
+from ..ir.interpret import interpret
+from ..ir.types import DTYPES, FLOATS
+from ..ir.verify import verify
+from .passes.fold_constants import fold_constants
+from .passes.share import share
+from .passes.simplify import simplify
+
+Pass = Callable[[Graph], Graph]
+
+PASSES: tuple[Pass, ...] = (
+    fold_constants,
+    simplify,  # after folding: a folded constant may turn out to be neutral
+    share,  # last: what was simplified is more often equal
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A graph on its way: the name of what made it, and what that changed and took."""
+
+    name: str
+    graph: Graph
+    seconds: float
+    added: int
+    removed: int
+
+
+def run_passes(graph: Graph, passes: tuple[Pass, ...] = PASSES, *, check: bool = False) -> tuple[Stage, ...]:
+    """All stages from ``traced`` on; the last one is what programs are derived from.
+
+    Every stage is verified. With ``check`` each pass is also run before and after on small random
+    inputs, and must not change a value; raises ``GraphError`` naming the pass.
+    """
+    verify(graph, "traced")
+    stages = [Stage("traced", graph, 0.0, len(graph), 0)]
+    for change in passes:
+        before, start = stages[-1].graph, time.perf_counter()
+        after = change(before)
+        seconds = time.perf_counter() - start
+        verify(after, "traced")
+        if check:
+            _check_values(change.__name__, before, after)
+        names_before, names_after = set(before.by_name), set(after.by_name)
+        added, removed = len(names_after - names_before), len(names_before - names_after)
+        stages.append(Stage(change.__name__, after, seconds, added, removed))
+    return tuple(stages)
+
+
+def _check_values(name: str, before: Graph, after: Graph, steps: int = 5) -> None:
+    random = np.random.default_rng(0)
+
+    def draw(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        if dtype in FLOATS:
+            return random.normal(size=shape).astype(DTYPES[dtype])
+        return random.integers(0, 2, size=shape).astype(DTYPES[dtype])
+
+    inputs = {n.name: draw((steps, *n.tensor.static_shape), n.tensor.dtype) for n in before.inputs}
+    weights = {n.name: draw(n.tensor.static_shape, n.tensor.dtype) for n in before.parameters}
+    old, new = interpret(before, inputs, weights), interpret(after, inputs, weights)
+    for output, value in old.items():
+        if value.dtype != object and not np.allclose(value, new[output], rtol=1e-4, atol=1e-5, equal_nan=True):
+            raise GraphError(f"pass {name} changes the output {output}")

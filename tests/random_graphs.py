@@ -1,0 +1,135 @@
+"""Random small graphs with every kind of time in them, and how to run their programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import systolic as sy
+from hypothesis import strategies as st
+from systolic.compiler.derive import derive_chunk, derive_score
+from systolic.compiler.program import STATE_PREFIX
+from systolic.ir.evaluate import evaluate
+from systolic.ir.graph import Graph
+from systolic.ir.types import DTYPES
+
+WIDTH = 3
+
+# Each step makes a new stream f32[WIDTH] from earlier ones, chosen by number.
+KINDS = (
+    "linear", "add", "multiply", "tanh", "delay", "prefix_attention", "window_attention", "window_max",
+    "prefix_mean", "distance", "repeat_window", "decay", "self_history", "self_delay",
+)  # fmt: skip
+steps = st.tuples(st.sampled_from(KINDS), st.integers(0, 7), st.integers(0, 7), st.integers(1, 4))
+recipes = st.lists(steps, min_size=1, max_size=6)
+
+
+def build(recipe: Sequence[tuple[str, int, int, int]], source: sy.Stream | None = None) -> Graph:
+    """The graph of a recipe: one input ``x: f32[WIDTH]`` and one output."""
+
+    def model(x: sy.Stream) -> sy.Stream:
+        streams = [x]
+        for i, (kind, a, b, n) in enumerate(recipe):
+            with sy.scope(f"step.{i}"):
+                streams.append(apply(kind, streams[a % len(streams)], streams[b % len(streams)], n, i))
+        return sum(streams[1:], streams[0])
+
+    return sy.trace(model, x=f"f32[{WIDTH}]")
+
+
+def apply(kind: str, x: sy.Stream, y: sy.Stream, n: int, i: int) -> sy.Stream:
+    """One step of a recipe."""
+    weight = sy.parameter(f"w{i}", (WIDTH, WIDTH))
+    match kind:
+        case "linear":
+            return x @ weight
+        case "add":
+            return x + y
+        case "multiply":
+            return x * y * 0.3
+        case "tanh":
+            return sy.tanh(x)
+        case "delay":
+            return sy.delay(x, n, 0.25)
+        case "prefix_attention":
+            return attention(x, sy.history(y @ weight))
+        case "window_attention":
+            return attention(x, sy.history(y, window=n))
+        case "window_max":
+            return sy.max(sy.history(sy.exp(y * 0.1), window=n), 0)
+        case "prefix_mean":
+            return sy.mean(sy.history(x), 0)
+        case "distance":
+            distance = (sy.position() - sy.history(sy.position(), window=n + 1)).cast("f32")
+            return x * sy.sum(sy.rsqrt(distance + 1.0))
+        case "repeat_window":
+            pair = sy.broadcast_to(y.reshape(1, WIDTH), (2, WIDTH))
+            return sy.sum(sy.history(pair, window=n), (0, 1)) * 0.2
+        case "decay":
+            state = sy.feedback(sy.zeros((WIDTH,)) + 0.5)
+            return state.close(state * 0.5 + sy.tanh(x))
+        case "self_history":
+            state = sy.feedback(sy.zeros((WIDTH,)))
+            return state.close(sy.tanh(attention(x, sy.history(state + y, window=n + 1))))
+        case "self_delay":
+            state = sy.feedback(sy.zeros((WIDTH,)))
+            return state.close(sy.tanh(sy.delay(state, n, 0.1) + x))
+    raise AssertionError(kind)
+
+
+def attention(x: sy.Stream, keys: sy.Stream) -> sy.Stream:
+    return sy.softmax(sy.einsum("d,pd->p", x, keys)) @ keys
+
+
+def draw_parameters(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    return {
+        node.name: (0.6 * random.normal(size=node.tensor.static_shape)).astype(np.float32)
+        for node in graph.parameters
+    }
+
+
+def run_in_chunks(
+    graph: Graph,
+    plan: object,
+    values: np.ndarray,
+    parameters: dict[str, np.ndarray],
+    lengths: Sequence[Sequence[int]],
+    capacity: int,
+) -> list[np.ndarray]:
+    """The output at every real position of each row.
+
+    ``values`` [B, T, …]; ``lengths[i][b]`` is how many positions row b takes in call i. The chunk of a
+    call is its longest row; what lies behind a shorter row is garbage that must stay invisible.
+    """
+    rows = len(values)
+    reserve = max(max(call) for call in lengths)
+    offset = np.zeros(rows, np.int32)
+    states: dict[str, np.ndarray] | None = None
+    outputs: list[list[np.ndarray]] = [[] for _ in range(rows)]
+    for call in lengths:
+        chunk = max(*call, 1)
+        program = derive_chunk(
+            graph, plan, rows=rows, chunk=chunk, capacity=capacity, reserve=max(reserve, 1), last=False
+        )
+        if states is None:
+            states = {
+                STATE_PREFIX + s.name: np.zeros(s.type.static_shape, DTYPES[s.type.dtype]) for s in program.states
+            }
+        taken = np.full((rows, chunk, *values.shape[2:]), 7.0, np.float32)
+        for row, count in enumerate(call):
+            taken[row, :count] = values[row, offset[row] : offset[row] + count]
+        given = {"x": taken, "offset": offset, "length": np.array(call, np.int32)}
+        results = evaluate(program.graph, {**parameters, **states, **given})
+        states = {name: results[name] for name in states}
+        for row, count in enumerate(call):
+            outputs[row].extend(results["output"][row, :count])
+        offset = offset + np.array(call, np.int32)
+    return [np.array(rows_of) for rows_of in outputs]
+
+
+def run_at_once(graph: Graph, values: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
+    rows, length = values.shape[:2]
+    program = derive_score(graph, rows=rows, length=length)
+    given = {"x": values, "offset": np.zeros(rows, np.int32), "length": np.full(rows, length, np.int32)}
+    return evaluate(program.graph, {**parameters, **given})["output"]

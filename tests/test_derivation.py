@@ -1,0 +1,216 @@
+"""Derived programs against the meaning of time: any split, any row, any choice of states."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import systolic as sy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_graphs import WIDTH, build, draw_parameters, recipes, run_at_once, run_in_chunks
+from systolic.compiler.derive import choose_states, derive_chunk, derive_score, derive_source
+from systolic.ir.evaluate import evaluate
+from systolic.ir.interpret import interpret
+from systolic.ir.verify import verify
+
+# float32 sums in another order: values stay below about 10, so 1e-4 is some hundred roundings.
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
+LENGTH = 8
+STRATEGIES = ("auto", "sources", "tokens")
+
+
+def draw_values(rows: int, length: int = LENGTH, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(rows, length, WIDTH)).astype(np.float32)
+
+
+def splits(total: int) -> st.SearchStrategy[list[int]]:
+    """Chunk lengths that add up to ``total``."""
+    cuts = st.sets(st.integers(1, total - 1))
+    return cuts.map(lambda chosen: np.diff([0, *sorted(chosen), total]).tolist())
+
+
+@settings(max_examples=60, deadline=None)
+@given(recipe=recipes, split=splits(LENGTH), strategy=st.sampled_from(STRATEGIES))
+def test_any_split_equals_the_interpreter(recipe, split, strategy):
+    graph = build(recipe)
+    parameters, values = draw_parameters(graph), draw_values(2)
+    want = [interpret(graph, {"x": row}, parameters)["output"] for row in values]
+    plan = choose_states(graph, strategy)
+    got = run_in_chunks(graph, plan, values, parameters, [(n, n) for n in split], capacity=LENGTH + 1)
+    np.testing.assert_allclose(got, want, **TOLERANCE)
+    np.testing.assert_allclose(run_at_once(graph, values, parameters), want, **TOLERANCE)
+
+
+@settings(max_examples=40, deadline=None)
+@given(recipe=recipes, calls=st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=1, max_size=5))
+def test_ragged_rows_equal_rows_alone(recipe, calls):
+    graph = build(recipe)
+    parameters, values = draw_parameters(graph), draw_values(3, length=15)
+    got = run_in_chunks(graph, choose_states(graph), values, parameters, calls, capacity=16)
+    for row, outputs in enumerate(got):
+        length = sum(call[row] for call in calls)
+        if length:
+            want = interpret(graph, {"x": values[row, :length]}, parameters)["output"]
+            np.testing.assert_allclose(outputs, want, **TOLERANCE)
+
+
+@settings(max_examples=25, deadline=None)
+@given(recipe=recipes)
+def test_last_is_the_last_of_all(recipe):
+    graph = build(recipe)
+    parameters, values = draw_parameters(graph), draw_values(2)
+    plan = choose_states(graph)
+    lengths = np.array([5, 8], np.int32)
+    given_inputs = {"x": values, "offset": np.zeros(2, np.int32), "length": lengths}
+    results = []
+    for last in (False, True):
+        program = derive_chunk(graph, plan, rows=2, chunk=8, capacity=8, last=last)
+        verify(program.graph, "program")
+        states = {f"state.{s.name}": np.zeros(s.type.static_shape, np.float32) for s in program.states}
+        results.append(evaluate(program.graph, {**parameters, **states, **given_inputs})["output"])
+    np.testing.assert_allclose(results[1][:, 0], [results[0][0, 4], results[0][1, 7]], **TOLERANCE)
+
+
+def encoder_decoder(source, target):
+    """Two clocks: an encoder that sees everything, a decoder that reads it through ``whole``."""
+    w = sy.parameter("w", (WIDTH, WIDTH))
+    both = sy.whole(source @ w)
+    encoded = source + sy.softmax(sy.einsum("d,pd->p", source, both)) @ both
+    memory = sy.whole(sy.tanh(encoded))
+    keys = sy.einsum("pd,de->pe", memory, sy.parameter("k", (WIDTH, WIDTH)))
+    past = sy.history(target @ w)
+    x = target + sy.softmax(sy.einsum("d,pd->p", target, past)) @ past
+    return x + sy.softmax(sy.einsum("d,pd->p", x, keys)) @ memory
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_clocks(strategy):
+    graph = sy.trace(
+        encoder_decoder, source=f"f32[{WIDTH}]@source", target=f"f32[{WIDTH}]@target"
+    )
+    parameters = draw_parameters(graph)
+    source, target = draw_values(2, 6, seed=2), draw_values(2, 7, seed=3)
+    counts = np.array([6, 4], np.int32)
+    want = [
+        interpret(graph, {"source": s[:n], "target": t}, parameters)["output"]
+        for s, t, n in zip(source, target, counts, strict=True)
+    ]
+    at_once = derive_score(graph, rows=2, length=7, source_lengths={"source": 6})
+    given_inputs = {"source": source, "target": target, "offset": np.zeros(2, np.int32)}
+    full = np.full(2, 7, np.int32)
+    values = {**parameters, **given_inputs, "length": full, "length.source": counts}
+    np.testing.assert_allclose(evaluate(at_once.graph, values)["output"], want, **TOLERANCE)
+
+    plan = choose_states(graph, strategy)
+    first = derive_source(graph, plan, rows=2, source_lengths={"source": 6}, capacity=8)
+    states = evaluate(first.graph, {**parameters, "source": source, "length.source": counts, "offset": full, "length": full})
+    assert {s.kind for s in first.states} == {"constant"}
+    program = derive_chunk(
+        graph, plan, rows=2, chunk=1, capacity=8, source_lengths={"source": 6}, last=False
+    )
+    for state in program.states:
+        if state.kind != "constant":
+            states[f"state.{state.name}"] = np.zeros(state.type.static_shape, np.float32)
+    outputs = []
+    for t in range(7):
+        step = {"target": target[:, t : t + 1], "offset": np.full(2, t, np.int32), "length": np.ones(2, np.int32)}
+        results = evaluate(program.graph, {**parameters, **states, **step, "length.source": counts})
+        outputs.append(results["output"][:, 0])
+        states.update({name: value for name, value in results.items() if name.startswith("state.")})
+    np.testing.assert_allclose(np.stack(outputs, 1), want, **TOLERANCE)
+
+
+# ---- the states that are found ----
+
+
+def states_of(function, strategy="auto", capacity=64, chunk=4, **inputs):
+    graph = sy.trace(function, **inputs)
+    program = derive_chunk(graph, choose_states(graph, strategy), rows=1, chunk=chunk, capacity=capacity)
+    return {state.name: state for state in program.states}
+
+
+def test_grouped_keys_are_stored_before_they_are_repeated():
+    def model(x):
+        k = (x @ sy.parameter("wk", (16, 8))).reshape(2, 4).named("k")
+        repeated = sy.broadcast_to(k.reshape(2, 1, 4), (2, 3, 4)).reshape(6, 4)
+        scores = sy.einsum("hd,phd->hp", sy.reshape(x @ sy.parameter("wq", (16, 24)), 6, 4), sy.history(repeated))
+        return sy.sum(sy.softmax(scores), (0, 1))
+
+    found = states_of(model, x="f32[16]")
+    (keys,) = found.values()
+    assert keys.value.size == 2 * 4
+    assert keys.bytes_per_token == 2 * 4 * 4
+    assert "recomputed from it" in keys.reason
+    asked = states_of(model, "sources", x="f32[16]")
+    assert [s.bytes_per_token for s in asked.values()] == [6 * 4 * 4]
+
+
+def test_positions_are_counted_and_not_stored():
+    def model(x):
+        keys = sy.history(x.named("k"))
+        distance = (sy.position() - sy.history(sy.position())).cast("f32")
+        return sy.softmax(sy.einsum("d,pd->p", x, keys) - 0.5 * distance) @ keys
+
+    assert list(states_of(model, x="f32[4]")) == ["x"]
+
+
+def test_keys_are_stored_after_their_rotation():
+    def model(x):
+        angle = sy.position().cast("f32")
+        k = (x @ sy.parameter("wk", (4, 4))).named("before")
+        k = (k * sy.cos(angle)).named("after")
+        return sy.softmax(sy.einsum("d,pd->p", x, sy.history(k))) @ sy.history(k)
+
+    assert list(states_of(model, x="f32[4]")) == ["after"]
+
+
+def test_kinds_and_sizes():
+    def model(x):
+        state = sy.feedback(sy.zeros((4,)))
+        h = state.close(state * 0.5 + x)
+        near = sy.sum(sy.history(sy.tanh(x).named("near"), window=8), 0)
+        far = sy.sum(sy.history(sy.sin(x).named("far")), 0)
+        return h + near + far + sy.delay(x, 3)
+
+    found = {s.kind: s for s in states_of(model, x="f32[4]").values()}
+    assert set(found) == {"ring", "append", "tail", "carry"}
+    # A ring holds window + chunk - 1 values, so that a chunk of 4 does not overwrite what it reads.
+    assert found["ring"].type.shape == (1, 8 + 4 - 1, 4)
+    assert found["append"].type.shape == (1, 64, 4)
+    assert found["tail"].type.shape == (1, 3, 4)
+    assert found["carry"].type.shape == (1, 4)
+    assert found["ring"].bytes_per_token == found["append"].bytes_per_token == 16
+    assert found["tail"].bytes_per_token == found["carry"].bytes_per_token == 0
+
+
+def test_tokens_stores_the_inputs_alone():
+    def model(token):
+        x = sy.take(sy.parameter("embed", (11, 4)), token)
+        return sy.softmax(sy.einsum("d,pd->p", x, sy.history(x))) @ sy.history(sy.tanh(x))
+
+    found = states_of(model, "tokens")
+    assert [(s.name, s.bytes_per_token) for s in found.values()] == [("token", 4)]
+
+
+def test_a_whole_read_of_its_own_clock_cannot_be_decoded():
+    def model(x):
+        return x + sy.sum(sy.whole(x), 0)
+
+    graph = sy.trace(model, x="f32[4]")
+    with pytest.raises(sy.CausalityError, match="whole"):
+        derive_chunk(graph, choose_states(graph), rows=1, chunk=1, capacity=8)
+    assert derive_score(graph, rows=1, length=8).graph.outputs
+
+
+def test_a_thousand_layers_need_no_recursion():
+    def model(x):
+        for i in range(1000):
+            with sy.scope(f"layers.{i}"):
+                past = sy.history(x)
+                x = x + sy.tanh(sy.softmax(sy.einsum("d,pd->p", x, past)) @ past)
+        return x
+
+    graph = sy.trace(model, x="f32[4]")
+    program = derive_chunk(graph, choose_states(graph), rows=1, chunk=1, capacity=8)
+    assert len(program.states) == 1000
+    assert len(str(program.graph)) > 100_000
