@@ -152,7 +152,7 @@ class Graph:
     def nodes(self) -> tuple[Node, ...]:
         """All nodes in topological order: inputs and parameters first, feedback edges cut."""
         roots = [*self.inputs, *self.parameters, *self.outputs.values()]
-        roots += [value for _, value in self.feedback]
+        roots += [node for pair in self.feedback for node in pair]
         order = postorder(roots, lambda node: node.sources)
         first = {id(node) for node in (*self.inputs, *self.parameters)}
         return (*self.inputs, *self.parameters, *(n for n in order if id(n) not in first))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,22 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the reference data at {folder} is absent (set SYSTOLIC_SHARED)")
     return folder
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write the texts in tests/golden anew")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """``golden(name, text)``: the text must be that of tests/golden/NAME.txt."""
+
+    def check(name: str, text: str) -> None:
+        file = ROOT / "tests" / "golden" / f"{name}.txt"
+        if request.config.getoption("--update-golden"):
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text + "\n")
+        assert file.exists(), f"{file} is missing; write it with --update-golden"
+        assert text + "\n" == file.read_text()
+
+    return check
