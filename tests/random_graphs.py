@@ -19,6 +19,7 @@ WIDTH = 3
 KINDS = (
     "linear", "add", "multiply", "tanh", "delay", "prefix_attention", "window_attention", "window_max",
     "prefix_mean", "distance", "repeat_window", "decay", "self_history", "self_delay",
+    "linear_attention", "outer_products", "log_attention", "two_pasts",
 )  # fmt: skip
 steps = st.tuples(st.sampled_from(KINDS), st.integers(0, 7), st.integers(0, 7), st.integers(1, 4))
 recipes = st.lists(steps, min_size=1, max_size=6)
@@ -74,6 +75,19 @@ def apply(kind: str, x: sy.Stream, y: sy.Stream, n: int, i: int) -> sy.Stream:
         case "self_delay":
             state = sy.feedback(sy.zeros((WIDTH,)))
             return state.close(sy.tanh(sy.delay(state, n, 0.1) + x))
+        case "linear_attention":
+            keys = sy.history(y, window=n)
+            return sy.einsum("p,pd->d", sy.einsum("d,pd->p", x, keys), keys) * 0.1
+        case "outer_products":
+            past = sy.history(y)
+            return x @ sy.einsum("pd,pe->de", past, past) * 0.05
+        case "log_attention":  # the logarithm of a slot that was never written is no number
+            past = sy.log(sy.history(sy.absolute(y) + 1.0))
+            return attention(x, past)
+        case "two_pasts":
+            left, right = sy.history(x, window=n), sy.history(y)
+            scores = sy.softmax(sy.einsum("pd,qd->pq", left, right))
+            return sy.sum(sy.einsum("pq,qd->pd", scores, right), 0) * 0.3
     raise AssertionError(kind)
 
 
