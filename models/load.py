@@ -135,9 +135,11 @@ def _optional(directory: Path | None, name: str) -> Config | None:
 def _template_begins_with(tokenizer: Config, bos: int) -> bool:
     """Whether tokenizer.json puts the token ``bos`` before a text."""
     processor = tokenizer.values.get("post_processor") or {}
-    for step in processor.get("processors") or [processor]:
-        if step.get("type") == "TemplateProcessing" and step.get("single"):
-            first = step["single"][0].get("SpecialToken", {}).get("id")
-            ids = step.get("special_tokens", {}).get(first, {}).get("ids", [])
-            return ids[:1] == [bos]
+    try:
+        for step in processor.get("processors", [processor]):
+            if step.get("type") == "TemplateProcessing" and step["single"]:
+                first = step["single"][0].get("SpecialToken", {}).get("id")
+                return step["special_tokens"].get(first, {}).get("ids", [])[:1] == [bos]
+    except (AttributeError, KeyError, TypeError):
+        raise SystolicError(f"{tokenizer.source}: post_processor is not in a known form") from None
     return False

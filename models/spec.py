@@ -23,8 +23,8 @@ Size = Annotated[int, "at least 1"]  # the annotation of a field that counts som
 # What hub files hold beside the model itself: where it came from, how it was trained, how its
 # classes are called, and defaults of text generation. None of it changes the logits of a token.
 _ORIGIN = """_name_or_path _commit_hash architectures auto_map model_type transformers_version
-    transformers.js_config unsloth_version unsloth_fixed task_specific_params finetuning_task
-    tokenizer_class vocab_file torch_dtype dtype"""
+    transformers.js_config unsloth_version unsloth_fixed is_llama_config task_specific_params
+    finetuning_task tokenizer_class vocab_file max_sequence_length torch_dtype dtype"""
 _TRAINING = """initializer_range initializer_factor attention_dropout attention_probs_dropout_prob
     hidden_dropout hidden_dropout_prob attn_pdrop embd_pdrop resid_pdrop classifier_dropout
     gradient_checkpointing router_aux_loss_coef output_router_logits ignore_index"""

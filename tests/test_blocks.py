@@ -236,6 +236,7 @@ def test_llama3_rope_has_three_bands():
     assert kinds == {"kept", "divided", "blended"}
 
 
+@pytest.mark.parametrize("original", [64, 10**5])  # the second is clamped at both ends
 @pytest.mark.parametrize(
     ("extra", "magnitude"),
     [
@@ -244,11 +245,10 @@ def test_llama3_rope_has_three_bands():
         ({"mscale": 2.0, "mscale_all_dim": 0.5}, (0.2 * math.log(4) + 1) / (0.05 * math.log(4) + 1)),
         ({"truncate": False}, 0.1 * math.log(4) + 1),
         ({"beta_fast": 8, "beta_slow": 2}, 0.1 * math.log(4) + 1),
+        ({"beta_fast": 4096, "beta_slow": 0.5}, 0.1 * math.log(4) + 1),
     ],
 )
-def test_yarn_rope(extra, magnitude):
-    original = 64
-
+def test_yarn_rope(extra, magnitude, original):
     def dimension(turns):
         return WIDE * math.log(original / (2 * math.pi * turns)) / (2 * math.log(THETA))
 

@@ -129,6 +129,18 @@ def test_biases_are_added():
     np.testing.assert_allclose(outputs(values, weights), outputs(LLAMA, weights), rtol=1e-5)
 
 
+def test_gpt2_divides_the_scores_by_the_layer():
+    weights = random_weights(built(GPT2)[1])
+    divided = dict(weights)
+    for i in range(GPT2["n_layer"]):  # the same by hand: smaller queries, the first third of c_attn
+        for part in ("weight", "bias"):
+            name = f"transformer.h.{i}.attn.c_attn.{part}"
+            factors = np.repeat([1 / (i + 1), 1, 1], GPT2["n_embd"]).astype(np.float32)
+            divided[name] = weights[name] * factors
+    got = outputs(GPT2 | {"scale_attn_by_inverse_layer_idx": True}, weights)
+    np.testing.assert_allclose(got, outputs(GPT2, divided), rtol=1e-4, atol=1e-5)
+
+
 def test_a_window_of_null_sees_everything():
     mistral = LLAMA | {"model_type": "mistral", "num_key_value_heads": 2}
     np.testing.assert_array_equal(outputs(mistral | {"sliding_window": None}), outputs(LLAMA))
@@ -305,6 +317,7 @@ def test_whether_a_text_begins_with_bos(tmp_path, files, add_bos):
             {"generation_config": {"eos_token_id": "</s>"}},
             r"generation_config\.json: eos_token_id must be a tok",
         ),
+        ({"tokenizer": {"post_processor": [1]}}, r"tokenizer\.json: post_processor is not in a known form"),
         (
             {"tokenizer_config": {"add_bos_token": "yes"}},
             r"tokenizer_config\.json: add_bos_token must be true",

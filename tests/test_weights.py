@@ -113,6 +113,21 @@ def test_computed_buffers_and_a_copy_of_the_tied_head_are_accepted(write, tensor
     assert_equal(load(write(tensors | extra)).weights, tensors)
 
 
+def test_tensors_may_lie_at_odd_addresses(tmp_path):
+    value = np.arange(3, dtype=np.float32)
+    header = json.dumps(
+        {
+            "flag": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
+            "x": {"dtype": "F32", "shape": [3], "data_offsets": [1, 13]},
+        }
+    ).encode()
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\1" + value.tobytes())
+    array = read_file(path)["x"].array(np.dtype(np.float32))
+    np.testing.assert_array_equal(array, value)
+    assert array.flags.aligned
+
+
 # ---- what does not fit ----
 
 
@@ -164,6 +179,13 @@ def test_a_file_of_something_else_is_named(write, tensors):
     file.write_bytes(b"PK\x03\x04" * 100)
     with pytest.raises(sy.SystolicError, match=r"model\.safetensors: is truncated or corrupt"):
         load(file.parent)
+
+
+def test_a_directory_in_place_of_a_file_is_named(tmp_path):
+    directory = write_config(tmp_path / "checkpoint").parent
+    (directory / "model.safetensors").mkdir()
+    with pytest.raises(sy.SystolicError, match=r"model\.safetensors: cannot be read"):
+        load(directory)
 
 
 def test_a_missing_shard_is_named(tmp_path, tensors):
