@@ -41,10 +41,10 @@ COMMENT_COLUMN = 96  # where source locations start, unless the line is longer
 LISTED_ELEMENTS = 64  # longer arrays are written as base64
 PLAIN_DTYPES = ("f32", "i32", "bool")  # a literal without a type has the first that fits it
 
-BARE_NAME = re.compile(r"[A-Za-z_][\w.\-/]*")
-_RELATIVE_NAME = re.compile(r"\.[\w\-/][\w.\-/]*")
+BARE_NAME = re.compile(r"[A-Za-z_][\w.\-/@]*")
+_RELATIVE_NAME = re.compile(r"\.[\w\-/@][\w.\-/@]*")
 RESERVED = frozenset({*DTYPES, "true", "false", "none", "inf", "nan", "graph"})
-_UNNAMED_CONSTANT = re.compile(r"(?:.*\.)?constant(?:\.\d+)?")
+_UNNAMED_CONSTANT = re.compile(r"(?:.*\.)?constant(?:\.\d+)*")
 
 
 def print_graph(graph: Graph, *, locations: bool = True) -> str:

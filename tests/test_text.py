@@ -242,7 +242,7 @@ def test_any_name_can_be_written(name, scope, graph_name, output):
 
 
 @pytest.mark.parametrize(
-    "name", ["f32", "true", "inf", "inf-x", "nan/2", "past8", "graph", "output", "0.w", "a b"]
+    "name", ["f32", "true", "inf", "inf-x", "nan/2", "past8", "past@x", "nan@b", "graph", "0.w", "a b"]
 )
 def test_names_that_look_like_something_else(name):
     x = make_node(OPS["input"], (), {"type": TensorType((), "f32"), "clock": "main"}, name=name)
