@@ -1,0 +1,170 @@
+"""Programs as JAX functions: they work under ``jit``, ``grad`` and ``vmap``.
+
+There is one row for each op: ``JAX``, keyed by op name. Numbers are those of the op's NumPy semantics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..compiler.program import STATE_PREFIX, Program
+from ..ir.graph import Graph, Node
+from ..ir.types import DTYPES
+
+Array = Any  # a jax.Array, or a tracer of one
+Arrays = Mapping[str, Array]
+Function = Callable[[Arrays, Arrays, Arrays], tuple[dict[str, Array], dict[str, Array]]]
+
+
+def to_jax(program: Program | Graph) -> Function:
+    """The function ``(parameters, inputs, states) -> (results, states)`` of a program, in jax.numpy.
+
+    All are dictionaries of arrays by name, states without ``state.``. The function is pure: states that
+    are given stay as they are, unless the caller donates them. 64-bit types need ``jax.enable_x64``.
+    """
+    graph = program.graph if isinstance(program, Program) else program
+
+    def function(
+        parameters: Arrays, inputs: Arrays, states: Arrays
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        given = {**parameters, **inputs, **{STATE_PREFIX + name: array for name, array in states.items()}}
+        values = evaluate_in_jax(graph, given)
+        results = {name: array for name, array in values.items() if not name.startswith(STATE_PREFIX)}
+        updated = {name: array for name, array in values.items() if name not in results}
+        return results, {name.removeprefix(STATE_PREFIX): array for name, array in updated.items()}
+
+    function.__name__ = graph.name.replace(".", "_")
+    return function
+
+
+def evaluate_in_jax(graph: Graph, given: Arrays) -> dict[str, Array]:
+    """The outputs by name, from the values of inputs and parameters by name."""
+    values: dict[Node, Any] = {}
+    for node in graph.nodes:
+        if node.op.name in ("input", "parameter"):
+            values[node] = jnp.asarray(given[node.name])
+        else:
+            operands = [values[source] for source in node.sources]
+            values[node] = JAX[node.op.name](*operands, **node.params)
+    return {name: values[node] for name, node in graph.outputs.items()}
+
+
+def _given(**params: Any) -> Array:
+    raise ValueError("an input or a parameter has no value of its own")
+
+
+def _floor_divide(x: Array, y: Array) -> Array:
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return jnp.floor_divide(x, y)
+    return jnp.where(y == 0, 0, jnp.floor_divide(x, jnp.where(y == 0, 1, y)))
+
+
+def _remainder(x: Array, y: Array) -> Array:
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return jnp.remainder(x, y)
+    return jnp.where(y == 0, 0, jnp.remainder(x, jnp.where(y == 0, 1, y)))
+
+
+def _slice(x: Array, *, starts: tuple[int, ...], limits: tuple[int, ...]) -> Array:
+    return jax.lax.slice(x, starts, limits)
+
+
+def _take(x: Array, indices: Array, *, axis: int) -> Array:
+    # Clipped here, since an index type may be too narrow for the axis or may hold more than i32 does.
+    last = x.shape[axis] - 1
+    return jnp.take(x, _inside(indices, last), axis=axis, mode="clip")
+
+
+def _inside(indices: Array, last: int) -> Array:
+    info = jnp.iinfo(indices.dtype)
+    return jnp.clip(indices, max(0, info.min), min(last, info.max)).astype(jnp.int32)
+
+
+def _read_rows(x: Array, index: Array) -> Array:
+    rows = jnp.arange(x.shape[0])[:, None]
+    return x[rows, _inside(index, x.shape[1] - 1)]
+
+
+def _write_rows(x: Array, values: Array, index: Array) -> Array:
+    # A negative index counts from the end in JAX; here it is outside, like any that is too large.
+    outside = (index < 0) | (index >= x.shape[1])
+    slots = jnp.where(outside, x.shape[1], index.astype(jnp.int32))
+    rows = jnp.arange(x.shape[0])[:, None]
+    return x.at[rows, slots].set(values, mode="drop")
+
+
+def _loop(*arrays: Array, body: Graph, carries: int, scanned: int, length: int) -> tuple[Array, ...]:
+    names = [node.name for node in body.inputs]
+    unchanged = arrays[carries + scanned :]
+    over_time = [jnp.moveaxis(array, 1, 0) for array in arrays[carries : carries + scanned]]
+
+    def step(carried: list[Array], position: list[Array]) -> tuple[list[Array], list[Array]]:
+        seen = [array[:, None] for array in position]
+        given = dict(zip(names, [*carried, *seen, *unchanged], strict=True))
+        results = list(evaluate_in_jax(body, given).values())
+        return results[:carries], [array[:, 0] for array in results[carries:]]
+
+    carried, joined = jax.lax.scan(step, list(arrays[:carries]), over_time, length=length)
+    return (*carried, *(jnp.moveaxis(array, 0, 1) for array in joined))
+
+
+JAX: dict[str, Callable[..., Any]] = {
+    "input": _given,
+    "parameter": _given,
+    "constant": lambda value: jnp.asarray(value),
+    "arange": lambda size, dtype="i32": jnp.arange(size, dtype=DTYPES[dtype]),
+    "negative": jnp.negative,
+    "absolute": jnp.absolute,
+    "exp": jnp.exp,
+    "log": jnp.log,
+    "log1p": jnp.log1p,
+    "sqrt": jnp.sqrt,
+    "rsqrt": jax.lax.rsqrt,
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "sin": jnp.sin,
+    "cos": jnp.cos,
+    "erf": jax.lax.erf,
+    "floor": jnp.floor,
+    "logical_not": jnp.logical_not,
+    "logical_and": jnp.logical_and,
+    "logical_or": jnp.logical_or,
+    "add": jnp.add,
+    "subtract": jnp.subtract,
+    "multiply": jnp.multiply,
+    "divide": jnp.divide,
+    "floor_divide": _floor_divide,
+    "remainder": _remainder,
+    "power": jnp.power,
+    "maximum": jnp.maximum,
+    "minimum": jnp.minimum,
+    "equal": jnp.equal,
+    "not_equal": jnp.not_equal,
+    "less": jnp.less,
+    "less_equal": jnp.less_equal,
+    "greater": jnp.greater,
+    "greater_equal": jnp.greater_equal,
+    "where": jnp.where,
+    "cast": lambda x, dtype: x.astype(DTYPES[dtype]),
+    "reshape": lambda x, shape: jnp.reshape(x, shape),
+    "transpose": lambda x, permutation: jnp.transpose(x, permutation),
+    "broadcast_to": lambda x, shape: jnp.broadcast_to(x, shape),
+    "concatenate": lambda *arrays, axis: jnp.concatenate(arrays, axis=axis),
+    "slice": _slice,
+    "contraction": lambda x, y, subscripts: jnp.einsum(subscripts, x, y),
+    "sum": lambda x, axes: jnp.sum(x, axis=axes, dtype=x.dtype),
+    "max": lambda x, axes: jnp.max(x, axis=axes),
+    "min": lambda x, axes: jnp.min(x, axis=axes),
+    "argmax": lambda x, axis: jnp.argmax(x, axis=axis).astype(jnp.int32),
+    "softmax": lambda x, axis: jax.nn.softmax(x, axis=axis),
+    "cumulative_sum": lambda x, axis: jnp.cumsum(x, axis=axis, dtype=x.dtype),
+    "take": _take,
+    "read_rows": _read_rows,
+    "write_rows": _write_rows,
+    "loop": _loop,
+    "part": lambda x, index: x[index],
+}

@@ -1,0 +1,57 @@
+"""Runs emitted NumPy: the text that is printed is the text that is executed."""
+
+from __future__ import annotations
+
+import hashlib
+import linecache
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..compiler.program import Program
+from ..ir.types import DTYPES
+from .interface import Arrays
+from .numpy_source import emit_numpy
+
+
+@dataclass(frozen=True)
+class NumpyProgram:
+    """A program as NumPy source, and the function that the source defines."""
+
+    program: Program
+    source: str
+    function: Callable[..., Any]
+
+    def run(
+        self, parameters: Arrays, inputs: Arrays, states: Arrays
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """One call; see ``Prepared.run``."""
+        with np.errstate(all="ignore"):  # what overflows is infinite, as on every other backend
+            return self.function(parameters, inputs, states)
+
+
+class NumpyBackend:
+    """NumPy on the host; needs no compiler."""
+
+    name = "numpy"
+
+    def prepare(self, program: Program) -> NumpyProgram:
+        """Emits the program and executes the text, which tracebacks can show."""
+        source = emit_numpy(program)
+        digest = hashlib.sha256(source.encode()).hexdigest()[:8]
+        file = f"<systolic {program.name} {digest}>"
+        linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+        module: dict[str, Any] = {"__name__": program.name}
+        exec(compile(source, file, "exec"), module)
+        return NumpyProgram(program, source, module["run"])
+
+    def place(self, array: np.ndarray) -> np.ndarray:
+        return array
+
+    def fetch(self, array: Any) -> np.ndarray:
+        return np.asarray(array)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        return np.zeros(shape, DTYPES[dtype])

@@ -1,0 +1,185 @@
+"""Compiles StableHLO text with XLA and runs it, through jaxlib's public calls."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform as host
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jaxlib
+import numpy as np
+from jax.extend.backend import get_backend, get_compile_options
+from jax.extend.mlir.dialects import stablehlo
+
+from ..compiler.program import STATE_PREFIX, Program
+from ..ir.errors import SystolicError
+from ..ir.types import DTYPES
+from .interface import Arrays
+from .stablehlo import emit_stablehlo
+
+
+def portable_artifact(text: str) -> bytes:
+    """StableHLO text in the form that later (and somewhat earlier) releases of XLA load, too."""
+    return stablehlo.serialize_portable_artifact_str(text, stablehlo.get_minimum_version())
+
+
+def default_cache_directory() -> Path:
+    """``systolic/xla`` in the user's cache directory, as XDG_CACHE_HOME has it."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "systolic" / "xla"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """An executable; how long it took to get, and whether it came from the cache."""
+
+    executable: Any
+    seconds: float
+    from_cache: bool
+
+
+class XlaProgram:
+    """A compiled program. ``run`` returns before the device has finished; ``fetch`` waits for it."""
+
+    def __init__(self, program: Program, text: str, compiled: Compiled, backend: XlaBackend) -> None:
+        self.program = program
+        self.text = text
+        self.executable = compiled.executable
+        self.compile_seconds = compiled.seconds
+        self.from_cache = compiled.from_cache
+        self._backend = backend
+        self._parameters = [node.name for node in program.graph.parameters]
+        self._inputs = [node.name for node in program.graph.inputs]
+        self._outputs = list(program.graph.outputs)
+
+    def run(
+        self, parameters: Arrays, inputs: Arrays, states: Arrays
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """One call; see ``Prepared.run``. NumPy arrays are placed first, which copies them every time."""
+        arguments = [parameters[name] for name in self._parameters]
+        for name in self._inputs:
+            is_state = name.startswith(STATE_PREFIX)
+            arguments.append(states[name.removeprefix(STATE_PREFIX)] if is_state else inputs[name])
+        results: dict[str, Any] = {}
+        updated: dict[str, Any] = {}
+        placed = [self._backend.place(a) if isinstance(a, np.ndarray) else a for a in arguments]
+        for name, array in zip(self._outputs, self.executable.execute(placed), strict=True):
+            short = name.removeprefix(STATE_PREFIX)
+            (results if short == name else updated)[short] = array
+        return results, updated
+
+    @property
+    def optimized_text(self) -> str:
+        """The HLO that XLA made of the program."""
+        return self.executable.hlo_modules()[0].to_string()
+
+    @property
+    def memory(self) -> Any:
+        """Bytes of arguments, outputs, donated and temporary memory, as XLA planned them."""
+        return self.executable.get_compiled_memory_stats()
+
+
+class XlaBackend:
+    """XLA on one device: the first of ``platform`` (``cpu``, ``gpu``, ``tpu``), or of jax's default.
+
+    Compiled programs are kept in ``cache_directory`` (None is the user's cache directory) and are found
+    again by their text, the release of jaxlib and the kind of machine.
+    """
+
+    name = "xla"
+
+    def __init__(self, platform: str | None = None, cache_directory: Path | None = None) -> None:
+        try:
+            self._client = get_backend(platform)
+        except RuntimeError as error:
+            raise SystolicError(f"jax has no platform {platform!r} on this machine: {error}") from None
+        self.device = self._client.local_devices()[0]
+        self.cache_directory = default_cache_directory() if cache_directory is None else cache_directory
+
+    def prepare(self, program: Program) -> XlaProgram:
+        """Emits and compiles the program, or loads what an earlier process compiled."""
+        text = emit_stablehlo(program)
+        return XlaProgram(program, text, self.compile(text), self)
+
+    def place(self, array: np.ndarray) -> Any:
+        """Moves an array to the device; 64-bit types stay as they are."""
+        if array.dtype.itemsize == 8:
+            with jax.enable_x64(True):
+                return jax.device_put(array, self.device)
+        return jax.device_put(array, self.device)
+
+    def fetch(self, array: Any) -> np.ndarray:
+        return np.asarray(array)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
+        return self.place(np.zeros(shape, DTYPES[dtype]))
+
+    def compile(self, text: str) -> Compiled:
+        """Compiles StableHLO text, or loads it from the cache."""
+        started = time.perf_counter()
+        entry = self.cache_directory / f"{self._key(text)}.xla"
+        executable = self._load(entry)
+        from_cache = executable is not None
+        if executable is None:
+            executable = self._client.compile_and_load(text, [self.device], self._options)
+            self._store(entry, executable)
+        return Compiled(executable, time.perf_counter() - started, from_cache)
+
+    @cached_property
+    def _options(self) -> Any:
+        devices = np.array([[self.device]])
+        return get_compile_options(num_replicas=1, num_partitions=1, device_assignment=devices)
+
+    @cached_property
+    def _machine(self) -> str:
+        """Whatever compiled code depends on beside the program."""
+        client, device = self._client, self.device
+        parts = [jaxlib.__version__, client.platform, client.platform_version, device.device_kind]
+        return "\n".join([*parts, os.environ.get("XLA_FLAGS", ""), processor()])
+
+    def _key(self, text: str) -> str:
+        return hashlib.sha256(f"{self._machine}\n{text}".encode()).hexdigest()
+
+    def _load(self, entry: Path) -> Any | None:
+        """The executable stored at ``entry``; None if there is none that this release can load."""
+        try:
+            data = entry.read_bytes()
+            return self._client.deserialize_executable(data, [self.device], self._options)
+        except (OSError, RuntimeError, ValueError):
+            return None  # compiling again replaces the entry
+
+    def _store(self, entry: Path, executable: Any) -> None:
+        """Writes the entry at once or not at all; a cache that cannot be written is no error."""
+        try:
+            data = executable.serialize()
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=entry.parent)
+        except (OSError, RuntimeError):
+            return
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            os.replace(name, entry)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+
+
+def processor() -> str:
+    """The processor and its instruction sets: code compiled for one may not run on another."""
+    described: Mapping[str, str] = {}
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        pairs = (line.partition(":")[::2] for line in lines)
+        described = {key.strip(): value.strip() for key, value in pairs}
+    shown = [described.get(key, "") for key in ("model name", "flags", "Features")]
+    return "\n".join([host.machine(), host.processor(), *shown])
