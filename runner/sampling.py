@@ -24,11 +24,11 @@ class Sampling:
     def __post_init__(self) -> None:
         if not _is_real(self.temperature) or not 0 <= self.temperature < math.inf:
             raise SystolicError(f"temperature must be a number of at least 0, not {self.temperature!r}")
-        if not _is_integer(self.top_k) or self.top_k < 0:
+        if not is_integer(self.top_k) or self.top_k < 0:
             raise SystolicError(f"top_k must be an integer of at least 0, not {self.top_k!r}")
         if not _is_real(self.top_p) or not 0 <= self.top_p <= 1:
             raise SystolicError(f"top_p must be a number from 0 to 1, not {self.top_p!r}")
-        if not _is_integer(self.seed) or not 0 <= self.seed < 2**64:
+        if not is_integer(self.seed) or not 0 <= self.seed < 2**64:
             raise SystolicError(f"seed must be an integer from 0 to 2**64 - 1, not {self.seed!r}")
 
 
@@ -36,7 +36,8 @@ def _is_real(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _is_integer(value: object) -> bool:
+def is_integer(value: object) -> bool:
+    """Whether a value is an integer, also one of NumPy, and no truth value."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 

@@ -1,0 +1,5 @@
+"""python -m systolic."""
+
+from .runner.cli import main
+
+main()

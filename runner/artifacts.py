@@ -1,0 +1,218 @@
+"""Compiled models in a directory: written once, whole; read again to run without deriving anything.
+
+DIR/manifest.json           versions, options, states, programs, and where the weights are
+DIR/config.json, tokenizer* as in the checkpoint; with --copy-weights also *.safetensors
+DIR/graph/                  the traced graph and the graph after each pass, as text and JSON
+DIR/programs/NAME.txt       the program as a graph to read; NAME.json the same to load
+DIR/programs/NAME.mlir      StableHLO text; NAME.stablehlo the portable artifact of the same
+DIR/programs/NAME.py        the self-contained NumPy module
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..backends import backend_named
+from ..backends.numpy_source import emit_numpy
+from ..backends.stablehlo import emit_stablehlo
+from ..compiler.pipeline import run_passes
+from ..compiler.program import Program, State
+from ..ir.errors import SystolicError
+from ..ir.graph import Graph
+from ..ir.json_form import from_json, to_json
+from ..ir.time import parse_access
+from ..ir.types import parse_type
+from ..models.load import Model, load
+from .executable import Executable
+from .files import new_directory
+from .options import Options
+from .programs import DerivedPrograms
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_TEXT_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+_VERSIONS = ("systolic", "jax", "jaxlib", "numpy")
+
+
+# ---- writing ----
+
+
+def write_compiled(model: Model, options: Options, out: Path, *, copy_weights: bool = False) -> None:
+    """Compiles a model into the new directory ``out``; nothing of it is left behind on an error."""
+    stages = run_passes(model.graph)
+    source = DerivedPrograms(stages[-1].graph, options)
+    scored = source.score_lengths[-1]
+    programs = [("chunk", source.chunk(size)) for size in options.chunks] + [("score", source.score(scored))]
+    with new_directory(out) as folder:
+        for place in ("graph", "programs"):
+            (folder / place).mkdir()
+        for number, stage in enumerate(stages):
+            _write_graph(folder / "graph" / f"{number:02}.{stage.name}", stage.graph)
+        for _, program in programs:
+            _write_program(folder / "programs", program)
+        _copy_checkpoint(model, folder, copy_weights)
+        manifest = {
+            "format": FORMAT,
+            "versions": {name: version(name) for name in _VERSIONS},
+            "model": model.name,
+            "weights": None if copy_weights else str(_directory(model).resolve()),
+            "config": dict(model.config.values),
+            "options": _options_to_json(options),
+            "states": [_state_to_json(state) for state in programs[0][1].states],
+            "programs": [_program_to_json(kind, program) for kind, program in programs],
+        }
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_graph(stem: Path, graph: Graph) -> None:
+    stem.with_name(f"{stem.name}.txt").write_text(f"{graph}\n", encoding="utf-8")
+    stem.with_name(f"{stem.name}.json").write_text(json.dumps(to_json(graph)), encoding="utf-8")
+
+
+def _write_program(folder: Path, program: Program) -> None:
+    from ..backends.xla import portable_artifact  # loads jax, which reading a directory can do without
+
+    stem = folder / _file_name(program.name)
+    _write_graph(stem, program.graph)
+    text = emit_stablehlo(program)
+    stem.with_name(f"{stem.name}.mlir").write_text(text, encoding="utf-8")
+    stem.with_name(f"{stem.name}.stablehlo").write_bytes(portable_artifact(text))
+    stem.with_name(f"{stem.name}.py").write_text(emit_numpy(program), encoding="utf-8")
+
+
+def _directory(model: Model) -> Path:
+    return model.path if model.path.is_dir() else model.path.parent
+
+
+def _copy_checkpoint(model: Model, folder: Path, copy_weights: bool) -> None:
+    if model.weights is None and copy_weights:
+        raise SystolicError(f"{model.path} has no weights to copy")
+    patterns = ["*.safetensors", "*.safetensors.index.json"] if copy_weights else []
+    sources = [_directory(model) / name for name in _TEXT_FILES]
+    for file in [*sources, *(found for pattern in patterns for found in _directory(model).glob(pattern))]:
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
+    if model.path.is_file():
+        shutil.copyfile(model.path, folder / "config.json")
+
+
+def _options_to_json(options: Options) -> dict[str, Any]:
+    """What the programs depend on; backend and cache are the choice of whoever runs them."""
+    return {name: getattr(options, name) for name in ("batch", "capacity", "chunk", "state")}
+
+
+def _state_to_json(state: State) -> dict[str, Any]:
+    shown = {"type": str(state.type), "value": str(state.value), "access": str(state.access)}
+    return {**dataclasses.asdict(state), **shown}
+
+
+def _program_to_json(kind: str, program: Program) -> dict[str, Any]:
+    graph = program.graph
+    return {
+        "name": program.name,
+        "kind": kind,
+        "rows": program.rows,
+        "chunk": program.chunk,
+        "capacity": program.capacity,
+        "parameters": [{"name": n.name, "type": str(n.type)} for n in graph.parameters],
+        "inputs": [{"name": n.name, "type": str(n.type)} for n in graph.inputs],
+        "outputs": [{"name": name, "type": str(n.type)} for name, n in graph.outputs.items()],
+        "donated": list(program.donated),
+    }
+
+
+def _file_name(program: str) -> str:
+    """A name without dots, so that the NumPy module can be imported."""
+    return program.replace(".", "_")
+
+
+# ---- reading ----
+
+
+def is_compiled(path: str | Path) -> bool:
+    """Whether ``path`` is a directory that ``write_compiled`` made."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+def open_compiled(path: Path, backend: str, chosen: Mapping[str, Any]) -> Executable:
+    """The executable of a compiled directory.
+
+    ``chosen`` holds options that the user gave; what differs from the manifest is a ``SystolicError``.
+    """
+    manifest = _read_manifest(path)
+    for name, value in chosen.items():
+        fixed = manifest["options"][name]
+        if value is not None and value != fixed:
+            raise SystolicError(f"{path} was compiled for {name} {fixed} and cannot run with {value}")
+    options = Options(backend, **manifest["options"])
+    source = SavedPrograms(path, manifest)
+    return Executable(_model(path, manifest), options, backend_named(backend), source)
+
+
+def compiled_model(path: Path) -> Model:
+    """The model that a compiled directory was made from."""
+    return _model(path, _read_manifest(path))
+
+
+def _model(path: Path, manifest: Mapping[str, Any]) -> Model:
+    reference = manifest["weights"]
+    if reference is not None and not Path(reference).is_dir():
+        raise SystolicError(f"{path} refers to weights at {reference}, which is not a directory any more")
+    model = dataclasses.replace(load(reference or path), name=manifest["model"])
+    if dict(model.config.values) != manifest["config"]:
+        raise SystolicError(f"{model.path}/config.json is not the one that {path} was compiled from")
+    return model
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        found = manifest["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SystolicError(f"{path / MANIFEST} is no manifest of a compiled model: {error!r}") from None
+    if found != FORMAT:
+        raise SystolicError(f"{path / MANIFEST} has format {found}; this version reads format {FORMAT}")
+    return manifest
+
+
+class SavedPrograms:
+    """The programs of a compiled directory, each read when it is asked for."""
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        self._path = path
+        self._entries = {(entry["kind"], entry["chunk"]): entry for entry in manifest["programs"]}
+        self._states = tuple(_state_from_json(entry) for entry in manifest["states"])
+        self.score_lengths = tuple(size for kind, size in self._entries if kind == "score")
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        return self._states
+
+    def chunk(self, size: int) -> Program:
+        return self._read(self._entries["chunk", size], self._states)
+
+    def score(self, length: int) -> Program:
+        return self._read(self._entries["score", length], ())
+
+    def _read(self, entry: Mapping[str, Any], states: tuple[State, ...]) -> Program:
+        file = self._path / "programs" / f"{_file_name(entry['name'])}.json"
+        try:
+            graph = from_json(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise SystolicError(f"{file} is not a readable program: {error}") from None
+        return Program(entry["name"], graph, states, entry["rows"], entry["chunk"], entry["capacity"])
+
+
+def _state_from_json(entry: Mapping[str, Any]) -> State:
+    parsed = {
+        "type": parse_type(entry["type"]),
+        "value": parse_type(entry["value"]),
+        "access": parse_access(entry["access"]),
+    }
+    return State(**{**entry, **parsed})

@@ -1,0 +1,24 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+DEFAULT_MODEL = "shakespeare"
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A checkpoint directory, a config.json, a compiled directory, a known name, "
+        "or a function in a Python file (path/to/file.py:function)."
+    ),
+]
+Backend = Annotated[str, typer.Option(help="Where programs run: xla or numpy.")]
+State = Annotated[str | None, typer.Option(help="How states are chosen: auto, sources or tokens.")]
+Capacity = Annotated[
+    int | None, typer.Option(help="Positions that a text can have [default: the model's, at most 1024].")
+]
+Batch = Annotated[int | None, typer.Option(help="Rows that run side by side [default: 1].")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]

@@ -1,0 +1,103 @@
+"""systolic score: how likely a model finds a text."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...ir.errors import SystolicError
+from .arguments import Backend, Capacity, Json, ModelArgument
+from .table import aligned
+
+if TYPE_CHECKING:
+    from ..executable import Executable
+
+
+def score(
+    model: ModelArgument,
+    file: Annotated[Path, typer.Argument(help="A text file in UTF-8.")],
+    backend: Backend = "xla",
+    capacity: Capacity = None,
+    as_json: Json = False,
+) -> None:
+    """Prints the log-likelihood and the perplexity of a text file.
+
+    A text longer than the capacity is read in windows that each begin anew; every token but the first
+    (unless it follows a BOS token) is counted once.
+    """
+    from ..locate import open_executable
+
+    text = _read_text(file)
+    executable = open_executable(model, backend, capacity=capacity)
+    ids = executable.prompt_ids(text)
+    if len(ids) < 2:
+        raise SystolicError(f"{file} has {len(ids)} tokens, and at least 2 are needed to score one")
+    bos = executable.model.bos_id if ids[0] == executable.model.bos_id else None
+    parts = windows(ids, executable.options.capacity, bos)
+    total = sum(float(executable.log_likelihoods(part).sum()) for part in _with_progress(parts))
+    report = _report(executable, text, total, sum(len(part) - 1 for part in parts), len(parts))
+    print(json.dumps(report) if as_json else _table(report))
+
+
+def windows(ids: Sequence[int], capacity: int, bos: int | None) -> list[Sequence[int]]:
+    """Pieces of up to ``capacity`` tokens in which every token after the first is predicted once.
+
+    Each begins with the BOS token if the text does, else with the last token of the piece before.
+    """
+    if capacity < 2 < len(ids):
+        raise SystolicError(f"a capacity of {capacity} is too small to score a text; at least 2 is needed")
+    starts = range(0, len(ids) - 1, max(capacity - 1, 1))
+    if bos is None:
+        return [ids[start : start + capacity] for start in starts]
+    return [[bos, *ids[start + 1 : start + capacity]] for start in starts]
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        raise SystolicError(f"{file} is not a text in UTF-8") from None
+    except OSError as error:
+        raise SystolicError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _with_progress(parts: list[Sequence[int]]) -> Iterable[Sequence[int]]:
+    """The parts, with a bar on stderr if there are several and someone is watching."""
+    if len(parts) == 1 or not sys.stderr.isatty():
+        return parts
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(parts, "scoring", console=Console(stderr=True), transient=True)
+
+
+def _report(executable: Executable, text: str, total: float, tokens: int, pieces: int) -> dict[str, Any]:
+    per_token = -total / tokens
+    return {
+        "model": executable.model.name,
+        "backend": executable.options.backend,
+        "log_likelihood": total,
+        "tokens": tokens,
+        "characters": len(text),
+        "bytes": len(text.encode()),
+        "windows": pieces,
+        "nats_per_token": per_token,
+        "nats_per_character": -total / len(text),
+        "nats_per_byte": -total / len(text.encode()),
+        "perplexity": math.exp(per_token) if per_token < 700 else None,  # beyond what a float holds
+    }
+
+
+def _table(report: dict[str, Any]) -> str:
+    return aligned(
+        [
+            (name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else str(value))
+            for name, value in report.items()
+        ]
+    )

@@ -1,0 +1,82 @@
+"""The one record of choices that a compiled model was made with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..compiler.derive.states import STRATEGIES
+from ..ir.errors import SystolicError
+from ..models.load import Model
+from .sampling import is_integer
+
+DEFAULT_CAPACITY = 1024  # of a model that was made for at least as many positions
+GRAPH_CAPACITY = 256  # of a bare graph, which does not say
+DEFAULT_CHUNK = 128
+SMALLEST_CHUNK = 16  # below it, another program saves less time than compiling it takes
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is compiled.
+
+    ``batch`` rows run side by side, each with up to ``capacity`` positions; prompts are read in
+    chunks of up to ``chunk`` positions; ``state`` says how the states are chosen (auto, sources,
+    tokens). ``cache_directory`` keeps compiled programs from run to run, None the default place.
+    """
+
+    backend: str = "xla"
+    batch: int = 1
+    capacity: int = GRAPH_CAPACITY
+    chunk: int = DEFAULT_CHUNK
+    state: str = "auto"
+    cache_directory: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "capacity", "chunk"):
+            value = getattr(self, name)
+            if not is_integer(value) or value < 1:
+                raise SystolicError(f"{name} must be an integer of at least 1, not {value!r}")
+        if self.state not in STRATEGIES:
+            raise SystolicError(f"state must be one of {', '.join(STRATEGIES)}, not {self.state!r}")
+        if self.chunk > self.capacity:
+            raise SystolicError(f"a chunk of {self.chunk} is longer than the capacity of {self.capacity}")
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """The chunk lengths that have a program: 1 to decode, and a few to read prompts with."""
+        return tuple(dict.fromkeys((1, *_doubling(self.chunk))))
+
+    @property
+    def score_lengths(self) -> tuple[int, ...]:
+        """The text lengths that have a scoring program."""
+        return _doubling(self.capacity)
+
+
+def options_for(
+    model: Model,
+    backend: str = "xla",
+    batch: int = 1,
+    capacity: int | None = None,
+    chunk: int | None = None,
+    state: str = "auto",
+    cache_directory: Path | None = None,
+) -> Options:
+    """The options for a model; a capacity or chunk that is not given follows from its context."""
+    if capacity is None:
+        capacity = min(model.context_length, DEFAULT_CAPACITY)
+    chunk = min(capacity, DEFAULT_CHUNK) if chunk is None else chunk
+    options = Options(backend, batch, capacity, chunk, state, cache_directory)
+    if capacity > model.context_length:
+        limit = f"the {model.context_length} positions that {model.name} was made for"
+        raise SystolicError(f"a capacity of {capacity} is more than {limit}")
+    return options
+
+
+def _doubling(largest: int) -> tuple[int, ...]:
+    """16, 32, … below ``largest``, and ``largest``."""
+    sizes, size = [], SMALLEST_CHUNK
+    while size < largest:
+        sizes.append(size)
+        size *= 2
+    return (*sizes, largest)
