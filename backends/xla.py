@@ -26,10 +26,12 @@ from ..ir.types import DTYPES
 from .interface import Arrays
 from .stablehlo import emit_stablehlo
 
+PORTABLE_VERSION = "1.1.0"  # of StableHLO: the first that can scatter into rows side by side
+
 
 def portable_artifact(text: str) -> bytes:
     """StableHLO text in the form that later (and somewhat earlier) releases of XLA load, too."""
-    return stablehlo.serialize_portable_artifact_str(text, stablehlo.get_minimum_version())
+    return stablehlo.serialize_portable_artifact_str(text, PORTABLE_VERSION)
 
 
 def default_cache_directory() -> Path:
