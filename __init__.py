@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .compiler.language import (
     absolute,
     arange,
@@ -48,7 +50,80 @@ from .compiler.language import (
 from .compiler.trace import Stream, scope, trace
 from .ir.errors import CausalityError, GraphError, SystolicError
 from .ir.graph import Graph
+from .ir.types import Size
+from .models.load import Model, load
+from .runner.executable import Executable, compile
+
+if TYPE_CHECKING:
+    from .backends.jax_table import Function
+    from .compiler.program import Program
 
 __version__ = "0.1.0"
 
-__all__ = [name for name in dir() if not name.startswith("_")]
+
+def to_jax(program: Program | Graph) -> Function:
+    """A program as a JAX function ``(parameters, inputs, states) -> (results, states)``.
+
+    It works under ``jit``, ``grad`` and ``vmap``; all arguments are dictionaries of arrays by name.
+    """
+    from .backends.jax_table import to_jax as convert  # loads jax, which takes a second or two
+
+    return convert(program)
+
+
+__all__ = [
+    "CausalityError",
+    "Executable",
+    "Graph",
+    "GraphError",
+    "Model",
+    "Size",
+    "Stream",
+    "SystolicError",
+    "absolute",
+    "arange",
+    "argmax",
+    "broadcast_to",
+    "cast",
+    "compile",
+    "concatenate",
+    "constant",
+    "cos",
+    "cumulative_sum",
+    "delay",
+    "einsum",
+    "erf",
+    "exp",
+    "feedback",
+    "floor",
+    "history",
+    "load",
+    "log",
+    "log1p",
+    "matmul",
+    "max",
+    "maximum",
+    "mean",
+    "min",
+    "minimum",
+    "parameter",
+    "position",
+    "reshape",
+    "rsqrt",
+    "scope",
+    "sigmoid",
+    "sin",
+    "softmax",
+    "split",
+    "sqrt",
+    "stack",
+    "sum",
+    "take",
+    "tanh",
+    "to_jax",
+    "trace",
+    "transpose",
+    "where",
+    "whole",
+    "zeros",
+]

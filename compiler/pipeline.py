@@ -70,5 +70,7 @@ def _check_values(name: str, before: Graph, after: Graph, steps: int = 5) -> Non
     weights = {n.name: draw(n.tensor.static_shape, n.tensor.dtype) for n in before.parameters}
     old, new = interpret(before, inputs, weights), interpret(after, inputs, weights)
     for output, value in old.items():
-        if value.dtype != object and not np.allclose(value, new[output], rtol=1e-4, atol=1e-5, equal_nan=True):
+        if value.dtype != object and not np.allclose(
+            value, new[output], rtol=1e-4, atol=1e-5, equal_nan=True
+        ):
             raise GraphError(f"pass {name} changes the output {output}")

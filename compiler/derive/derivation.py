@@ -301,7 +301,9 @@ class Derivation:
             return (yield self.representative(node), "loop").buffers[node, "carry"]
         x = yield self.closing[node], "own"
         make, carry = Maker(node, "@carry"), self.buffers.initial[node, "carry"]
-        newest = make.reshape(stretch(make, x, frame.rows, frame.size).node, carry.tensor.static_shape, "newest")
+        newest = make.reshape(
+            stretch(make, x, frame.rows, frame.size).node, carry.tensor.static_shape, "newest"
+        )
         valid = make.reshape(frame.valid, (frame.rows, *(1 for _ in node.tensor.shape)), "valid")
         return Placed(make("where", valid, newest, carry), 1, node.tensor.shape)
 

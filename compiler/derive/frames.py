@@ -103,6 +103,10 @@ def ring_slots(place: str, count: int, rows: int, offset: Node, length: Node) ->
     end = make.reshape(make("add", offset, length, label="end"), (rows, 1), "column")
     slot = make("arange", label="slot", size=count)
     last = make("subtract", end, make.integer(1), label="last")
-    turns = make("floor_divide", make("subtract", last, slot, label="since"), make.integer(count), label="turns")
-    positions = make("add", slot, make("multiply", turns, make.integer(count), label="base"), label="positions")
+    turns = make(
+        "floor_divide", make("subtract", last, slot, label="since"), make.integer(count), label="turns"
+    )
+    positions = make(
+        "add", slot, make("multiply", turns, make.integer(count), label="base"), label="positions"
+    )
     return Slots(count, positions, place, is_ring=True)

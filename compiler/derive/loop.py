@@ -68,7 +68,11 @@ class LoopBody(Derivation):
         length = make("cast", make.reshape(frame.valid, (frame.rows,), "valid"), label="length", dtype="i32")
         buffers = Buffers(
             frozenset(node for node, place in carried if place == "state") | outer.buffers.stored,
-            {node: inner.tensor.static_shape[1] for (node, place), inner in carried.items() if place == "tail"},
+            {
+                node: inner.tensor.static_shape[1]
+                for (node, place), inner in carried.items()
+                if place == "tail"
+            },
             dict(carried),
         )
         super().__init__(

@@ -56,7 +56,9 @@ def derive_chunk(
         raise SystolicError(f"a chunk of {chunk} positions does not fit a capacity of {capacity}")
     sizes = Sizes(rows, capacity, max(reserve or chunk, chunk), dict(source_lengths or {}))
     states = plan_states(graph, plan, sizes)
-    inputs = {n: _program_input(n.name, _chunk_type(n, rows, chunk)) for n in graph.inputs if n.clock == plan.clock}
+    inputs = {
+        n: _program_input(n.name, _chunk_type(n, rows, chunk)) for n in graph.inputs if n.clock == plan.clock
+    }
     offset, length = (_program_input(name, TensorType((rows,), "i32")) for name in ("offset", "length"))
     ends, ended = _ends(plan, graph, sizes)
     held = {state.name: _program_input(STATE_PREFIX + state.name, state.type) for state in states.values()}
@@ -81,7 +83,9 @@ def derive_chunk(
     else:
         place = "last" if last else "own"
         size = 1 if last else chunk
-        results = {n: stretch(Maker(v), derivation.value((v, place)), rows, size).node for n, v in wanted.items()}
+        results = {
+            n: stretch(Maker(v), derivation.value((v, place)), rows, size).node for n, v in wanted.items()
+        }
     for key, state in states.items():
         if state.kind != "constant":
             results[STATE_PREFIX + state.name] = derivation.value(key).node
@@ -248,7 +252,9 @@ def _ends(plan: StatePlan, graph: Graph, sizes: Sizes) -> tuple[dict[str, Node],
     inputs = []
     for clock in sorted(read - {plan.clock}):
         if clock not in sizes.sources:
-            raise SystolicError(f"the length of clock {clock!r} is not given: source_lengths={{{clock!r}: …}}")
+            raise SystolicError(
+                f"the length of clock {clock!r} is not given: source_lengths={{{clock!r}: …}}"
+            )
         count = _program_input(f"length.{clock}", TensorType((sizes.rows,), "i32"))
         inputs.append(count)
         make = Maker(None, f"whole.{clock}")

@@ -182,7 +182,9 @@ def _minimum_cut(graph: Graph, demanded: Iterable[Node]) -> _Cut:
     network = nx.DiGraph()
     for node in candidates:
         recompute = recompute_cost(node)
-        barrier = recompute >= sum(_storage_cost(x) for x in behind.get(node, frozenset()) | ({node} & demanded))
+        barrier = recompute >= sum(
+            _storage_cost(x) for x in behind.get(node, frozenset()) | ({node} & demanded)
+        )
         _connect(network, "source", (node, "computed"), float("inf") if barrier else recompute)
         is_free = node.op.name == "position"
         storage = float("inf") if is_free else _storage_cost(node)

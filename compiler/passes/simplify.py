@@ -65,7 +65,11 @@ def _identity(node: Node) -> Node | None:
 
 
 def _is_scalar(node: Node, value: float) -> bool:
-    return node.op.name == "constant" and node.params["value"].size == 1 and bool(np.all(node.params["value"] == value))
+    return (
+        node.op.name == "constant"
+        and node.params["value"].size == 1
+        and bool(np.all(node.params["value"] == value))
+    )
 
 
 def _neutral(value: float, either_side: bool) -> Rule:

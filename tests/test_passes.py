@@ -1,0 +1,119 @@
+"""Each pass: what it does, what it must leave alone, and that no value changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import systolic as sy
+from hypothesis import given, settings
+from random_graphs import build, draw_parameters, recipes
+from systolic.compiler.passes.fold_constants import fold_constants
+from systolic.compiler.passes.share import share
+from systolic.compiler.passes.simplify import simplify
+from systolic.compiler.pipeline import PASSES, run_passes
+from systolic.ir.graph import Graph
+from systolic.ir.interpret import interpret
+from systolic.ir.rewrite import rebuild
+from systolic.ir.text import print_graph
+
+
+def ops(graph: Graph) -> list[str]:
+    return [node.op.name for node in graph if node.op.kind != "source"]
+
+
+def printed(graph: Graph) -> str:
+    return print_graph(graph, locations=False)
+
+
+def test_fold_constants(golden):
+    def model(x):
+        return x * (1.0 / sy.sqrt(sy.constant(64.0)))
+
+    graph = sy.trace(model, x="f32[4]")
+    golden("fold_constants", printed(graph) + "\n\n→\n\n" + printed(fold_constants(graph)))
+    assert ops(fold_constants(graph)) == ["multiply"]
+
+
+def test_fold_constants_leaves_what_would_grow_or_changes():
+    def model(x):
+        grown = sy.broadcast_to(sy.constant(1.0), (100, 4))
+        return sy.sum(grown, 0) + x + sy.parameter("w", (4,)) + sy.position().cast("f32")
+
+    graph = sy.trace(model, x="f32[4]")
+    assert ops(fold_constants(graph)) == ops(graph)
+
+
+def test_simplify(golden):
+    def model(x):
+        y = sy.transpose(sy.transpose(x.reshape(2, 2)) * 1.0) + 0.0
+        return y.reshape(4, 1).reshape(4)
+
+    graph = sy.trace(model, x="f32[4]")
+    golden("simplify", printed(graph) + "\n\n→\n\n" + printed(simplify(graph)))
+    assert ops(simplify(graph)) == []
+
+
+def test_simplify_leaves_a_constant_that_broadcasts():
+    def model(x):
+        return x * sy.constant(np.ones((3, 1), np.float32)) + sy.constant(np.float32(0.0))
+
+    graph = sy.trace(model, x="f32[1]")
+    simplified = simplify(graph)
+    assert ops(simplified) == ["multiply"]
+    assert simplified.outputs["output"].type == graph.outputs["output"].type
+
+
+def test_share(golden):
+    def model(x):
+        return (x * 2.0 + sy.position().cast("f32")) * (x * 2.0 - sy.position().cast("f32"))
+
+    graph = sy.trace(model, x="f32[4]")
+    golden("share", printed(graph) + "\n\n→\n\n" + printed(share(graph)))
+    assert ops(share(graph)).count("position") == 1
+
+
+def test_share_leaves_feedbacks_and_different_parameters():
+    def model(x):
+        first, second = sy.feedback(sy.zeros((4,))), sy.feedback(sy.zeros((4,)))
+        total = first.close(first + x) * second.close(second * 0.5 + x)
+        return total + sy.sum(sy.history(x, window=2), 0) + sy.sum(sy.history(x, window=3), 0)
+
+    graph = sy.trace(model, x="f32[4]")
+    shared = share(graph)
+    assert ops(shared).count("feedback") == 2
+    assert ops(shared).count("history") == 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(recipe=recipes)
+def test_no_pass_changes_a_value(recipe):
+    graph = build(recipe)
+    values = np.random.default_rng(3).normal(size=(5, 3)).astype(np.float32)
+    parameters = draw_parameters(graph)
+    last = run_passes(graph, check=True)[-1].graph
+    want = interpret(graph, {"x": values}, parameters)["output"]
+    np.testing.assert_allclose(
+        interpret(last, {"x": values}, parameters)["output"], want, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_stages_are_named_counted_and_verified():
+    graph = build([("decay", 0, 0, 1), ("window_attention", 1, 1, 3)])
+    stages = run_passes(graph)
+    assert [stage.name for stage in stages] == ["traced", *(change.__name__ for change in PASSES)]
+    assert stages[-1].removed > 0
+
+
+def test_the_driver_catches_a_pass_that_changes_values():
+    def break_it(graph: Graph) -> Graph:
+        def visit(node, sources):
+            swapped = sources[::-1] if node.op.name == "subtract" else sources
+            from systolic.ir.rewrite import copy_node
+
+            return copy_node(node, swapped)
+
+        return rebuild(graph, visit)
+
+    graph = sy.trace(lambda x: x - 2.0 * x, x="f32[4]")
+    with pytest.raises(sy.GraphError, match="break_it"):
+        run_passes(graph, (break_it,), check=True)
