@@ -15,7 +15,9 @@ Arrays = Mapping[str, Any]  # device arrays or NumPy arrays, by name
 class Prepared(Protocol):
     """A program that is ready to run."""
 
-    program: Program
+    @property
+    def program(self) -> Program:
+        """What was prepared."""
 
     def run(
         self, parameters: Arrays, inputs: Arrays, states: Arrays

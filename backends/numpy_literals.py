@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 
 from ..ir.graph import Node
@@ -10,6 +12,11 @@ from ..ir.types import DTYPES, dtype_name
 _TYPE_SOURCES = {"bf16": "bfloat16", "bool": "np.bool_"}
 _LISTED_ELEMENTS = 64  # arrays beyond this are written as bytes, not as numbers
 _WEAK_DTYPES = ("f64", "f32", "f16", "i64", "i32", "i8", "u32", "u8")  # bf16 * 0.5 would become f32
+
+
+def quoted(text: str) -> str:
+    """A string literal, in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def dtype_source(dtype: str) -> str:

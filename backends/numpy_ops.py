@@ -12,7 +12,6 @@ import inspect
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from ..compiler.program import STATE_PREFIX
 from ..ir.graph import Node
 from ..ir.op import Op
 from .numpy_contraction import contraction_source
-from .numpy_literals import dtype_source, number_source
+from .numpy_literals import dtype_source, number_source, quoted
 
 Array = np.ndarray
 
@@ -38,6 +37,7 @@ class Body:
 
     @staticmethod
     def of(op: Op) -> Body:
+        """Reads the op's source."""
         text = textwrap.dedent(inspect.getsource(op.numpy))
         function = ast.parse(text).body[0]
         assert isinstance(function, ast.FunctionDef)
@@ -47,25 +47,30 @@ class Body:
         names = {*operands, *(argument.arg for argument in function.args.kwonlyargs)}
         last = function.body[-1]
         template = None
-        if len(function.body) == 2 and isinstance(last, ast.Return) and _is_plain(last.value, names):
+        if (
+            len(function.body) == 2
+            and isinstance(last, ast.Return)
+            and last.value
+            and _is_plain(last.value, names)
+        ):
             template = ast.unparse(_Placeholders(names).visit(last.value))
         return Body(source, template, operands, rest is not None)
 
-    def call(self, op: Op, operands: tuple[str, ...], params: dict[str, Any]) -> str:
-        """The op applied to operands given as source."""
-        shown = {name: repr(value) for name, value in params.items()}
+    def call(self, node: Node, operands: tuple[str, ...]) -> str:
+        """The node's op applied to operands given as source."""
+        shown = {name: repr(value) for name, value in node.params.items()}
         if self.template is None:
             keywords = [f"{name}={value}" for name, value in shown.items()]
-            return f"{op.numpy.__name__}({', '.join([*operands, *keywords])})"
+            return f"{node.op.numpy.__name__}({', '.join([*operands, *keywords])})"
         together = f"({', '.join(operands)})" if len(operands) > 1 else f"({''.join(operands)},)"
         given = (together,) if self.takes_any_number else operands
-        return self.template.format(**shown, **dict(zip(self.operands, given, strict=True)))
+        for name, text, source in zip(self.operands, given, node.sources, strict=False):
+            shown |= {name: text, f"{name}_dtype": dtype_source(source.tensor.dtype)}
+        return self.template.format(**shown)
 
 
-def _is_plain(expression: ast.AST | None, names: set[str]) -> bool:
+def _is_plain(expression: ast.AST, names: set[str]) -> bool:
     """Whether the expression consists of NumPy calls over the op's own arguments."""
-    if expression is None:
-        return False
     allowed = (ast.Call, ast.Attribute, ast.Name, ast.Constant, ast.keyword, ast.Load)
     nodes = list(ast.walk(expression))
     used = {node.id for node in nodes if isinstance(node, ast.Name)}
@@ -73,10 +78,16 @@ def _is_plain(expression: ast.AST | None, names: set[str]) -> bool:
 
 
 class _Placeholders(ast.NodeTransformer):
-    """Puts braces around the names to be filled in."""
+    """Puts braces around the names to be filled in: ``x.dtype`` becomes ``{x_dtype}``."""
 
     def __init__(self, names: set[str]) -> None:
         self.names = names
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        if isinstance(node.value, ast.Name) and node.value.id in self.names and node.attr == "dtype":
+            return ast.Name(f"{{{node.value.id}_dtype}}", node.ctx)
+        self.generic_visit(node)
+        return node
 
     def visit_Name(self, node: ast.Name) -> ast.Name:
         return ast.Name("{" + node.id + "}", node.ctx) if node.id in self.names else node
@@ -116,7 +127,7 @@ def _own_body(emission: Emission, node: Node, *operands: str) -> str:
     body = emission.body(node.op)
     if body.template is None:
         emission.helpers.setdefault(node.op.numpy.__name__, body.source)
-    return body.call(node.op, operands, dict(node.params))
+    return body.call(node, operands)
 
 
 def _operator(symbol: str) -> Expression:
@@ -129,10 +140,10 @@ def _prefix(symbol: str) -> Expression:
 
 def _outside(emission: Emission, node: Node) -> str:
     if node.op.name == "parameter":
-        return f"parameters[{node.name!r}]"
+        return f"parameters[{quoted(node.name)}]"
     if node.name.startswith(STATE_PREFIX):
-        return f"states[{node.name.removeprefix(STATE_PREFIX)!r}]"
-    return f"inputs[{node.name!r}]"
+        return f"states[{quoted(node.name.removeprefix(STATE_PREFIX))}]"
+    return f"inputs[{quoted(node.name)}]"
 
 
 def _constant(emission: Emission, node: Node) -> str:

@@ -17,7 +17,7 @@ from ..compiler.program import STATE_PREFIX, Program
 from ..ir.graph import Graph, Node
 from ..ir.ops import OPS
 from ..ir.types import show_type
-from .numpy_literals import array_source, is_number, number_source
+from .numpy_literals import array_source, is_number, number_source, quoted
 from .numpy_ops import EXPRESSIONS, Emission
 from .numpy_storage import Ownership, outputs_to_copy, rewritten_carries
 
@@ -74,7 +74,7 @@ def _header(program: Program) -> str:
 def _dictionary(name: str, values: Mapping[str, str]) -> list[str]:
     if not values:
         return [f"{name} = {{}}"]
-    return [f"{name} = {{", *(f"    {key!r}: {value}," for key, value in values.items()), "}"]
+    return [f"{name} = {{", *(f"    {quoted(key)}: {value}," for key, value in values.items()), "}"]
 
 
 def _lines(module: _Module, graph: Graph, owned: set[Node]) -> list[str]:

@@ -125,14 +125,14 @@ class XlaBackend:
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
         return self.place(np.zeros(shape, DTYPES[dtype]))
 
-    def compile(self, text: str) -> Compiled:
-        """Compiles StableHLO text, or loads it from the cache."""
+    def compile(self, module: str | bytes) -> Compiled:
+        """Compiles StableHLO text or a portable artifact, or loads it from the cache."""
         started = time.perf_counter()
-        entry = self.cache_directory / f"{self._key(text)}.xla"
+        entry = self.cache_directory / f"{self._key(module)}.xla"
         executable = self._load(entry)
         from_cache = executable is not None
         if executable is None:
-            executable = self._client.compile_and_load(text, [self.device], self._options)
+            executable = self._client.compile_and_load(module, [self.device], self._options)
             self._store(entry, executable)
         return Compiled(executable, time.perf_counter() - started, from_cache)
 
@@ -148,8 +148,9 @@ class XlaBackend:
         parts = [jaxlib.__version__, client.platform, client.platform_version, device.device_kind]
         return "\n".join([*parts, os.environ.get("XLA_FLAGS", ""), processor()])
 
-    def _key(self, text: str) -> str:
-        return hashlib.sha256(f"{self._machine}\n{text}".encode()).hexdigest()
+    def _key(self, module: str | bytes) -> str:
+        content = module.encode() if isinstance(module, str) else module
+        return hashlib.sha256(self._machine.encode() + b"\n" + content).hexdigest()
 
     def _load(self, entry: Path) -> Any | None:
         """The executable stored at ``entry``; None if there is none that this release can load."""

@@ -12,10 +12,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from programs_by_hand import input_node, program_from, recurrence_body, writing_body
 from systolic.compiler.program import Program
 from systolic.ir.graph import Graph, Node, make_node
 from systolic.ir.ops import OPS
-from systolic.ir.types import TensorType, dtype_name, parse_type
+from systolic.ir.types import TensorType, dtype_name
 
 F32, BF16 = np.float32, ml_dtypes.bfloat16
 
@@ -68,26 +69,6 @@ def program_of(samples: Iterable[Sample], name: str = "samples") -> tuple[Progra
         outputs |= {f"{sample.name}.{i}": part for i, part in enumerate(parts)}
         inputs += operands
     return program_from(Graph(name, tuple(inputs), (), outputs)), values
-
-
-def program_from(graph: Graph) -> Program:
-    """A graph without time as a program; it declares no states."""
-    return Program(graph.name, graph, (), 1, 1, 1)
-
-
-def input_node(name: str, type_: str | TensorType) -> Node:
-    """An input of a program: without a clock."""
-    declared = parse_type(type_) if isinstance(type_, str) else type_
-    return make_node(OPS["input"], (), {"type": declared}, name=name)
-
-
-def constant(value: Any, dtype: Any = F32) -> Node:
-    return make_node(OPS["constant"], (), {"value": np.asarray(value, dtype)})
-
-
-def apply(op: str, *sources: Node, name: str = "", **params: Any) -> Node:
-    """A node of an op, by name."""
-    return make_node(OPS[op], sources, params, name=name)
 
 
 def random(*shape: int, seed: int = 0, dtype: Any = F32) -> np.ndarray:
@@ -306,32 +287,6 @@ def _row_samples() -> list[Sample]:
 
 
 # ---- loops ----
-
-
-def recurrence_body(rows: int = 2, width: int = 3) -> Graph:
-    """h, n, x_t, u_t, w → h' = tanh(h @ w + x_t), n' = n + 1; and h', u_t * n, joined over time."""
-    h, n = input_node("h", f"f32[{rows},{width}]"), input_node("n", "i32[]")
-    x, u = input_node("x", f"f32[{rows},1,{width}]"), input_node("u", f"i32[{rows},1]")
-    w = input_node("w", f"f32[{width},{width}]")
-    turned = apply("contraction", h, w, subscripts="bi,ij->bj")
-    new = apply("tanh", apply("add", turned, apply("reshape", x, shape=(rows, width))), name="h.new")
-    count = apply("add", n, constant(1, np.int32))
-    outputs = {
-        "h": new,
-        "n": count,
-        "y": apply("reshape", new, shape=(rows, 1, width)),
-        "z": apply("multiply", u, n),
-    }
-    return Graph("body", (h, n, x, u, w), (), outputs)
-
-
-def writing_body() -> Graph:
-    """s, values, at → s with one value written, and what then stands in the first slot."""
-    s, at = input_node("s", "f32[2,6,3]"), input_node("at", "i32[2,1]")
-    values = input_node("values", "f32[2,1,3]")
-    written = apply("write_rows", s, values, at)
-    first = apply("slice", written, starts=(0, 0, 0), limits=(2, 1, 3))
-    return Graph("body", (s, values, at), (), {"s": written, "first": first})
 
 
 def _loop_samples() -> list[Sample]:
