@@ -246,7 +246,8 @@ def index_stream(x: Stream, index: Any) -> Stream:
         raise _fail(f"{x.node.type} has fewer axes than the index {index!r}")
     at = entries.index(Ellipsis) if Ellipsis in entries else len(entries)
     entries[at : at + 1] = [slice(None)] * (x.ndim - used)
-    starts, limits, shape, axis = [], [], [], 0
+    starts, limits, axis = [], [], 0
+    shape: list[Dim] = []
     for entry in entries:
         if entry is None:
             shape.append(1)
@@ -313,7 +314,7 @@ def _einsum_one(x: Stream, term: str, result: str) -> Stream:
     kept = [letter for letter in term if letter in result]
     reduced = emit("sum", x, axes=dropped) if dropped else x
     order = tuple(kept.index(letter) for letter in result)
-    return reduced if order == tuple(range(len(order))) else transpose(reduced, order)
+    return reduced if order == tuple(range(len(order))) else transpose(reduced, *order)
 
 
 def matmul(x: Any, y: Any) -> Stream:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -48,7 +49,7 @@ def current_trace() -> Trace:
 
 def user_location() -> Location | None:
     """The innermost line of source outside of the compiler itself."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
         if not file.startswith(_INTERNAL) and "contextlib" not in file:

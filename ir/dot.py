@@ -39,8 +39,7 @@ def to_dot(graph: Graph, *, parameters: bool = False) -> str:
                 drawing.add_edge(_draw_edge(identity[edge.source], identity[node], edge.access))
     for previous, value in graph.feedback:
         if previous in identity and value in identity:
-            edge = _draw_edge(identity[value], identity[previous], delay_access(1), "feedback")
-            drawing.add_edge(edge)
+            drawing.add_edge(_draw_edge(identity[value], identity[previous], delay_access(1), "feedback"))
     for position, (name, node) in enumerate(graph.outputs.items()):
         if node in identity:
             drawing.add_node(pydot.Node(f"o{position}", label=_quote(name), shape="ellipse", style="bold"))
@@ -57,7 +56,7 @@ def _clusters(drawing: pydot.Dot, nodes: list[Node]) -> dict[str, pydot.Graph]:
             name, parent = ".".join(parts[:depth]), ".".join(parts[: depth - 1])
             if name not in clusters:
                 box = pydot.Cluster(f"c{len(clusters)}", label=_quote(parts[depth - 1]), color="#d0d7de")
-                clusters[parent].add_subgraph(box)
+                clusters[parent].add_subgraph(box)  # type: ignore[arg-type]  # pydot's own way
                 clusters[name] = box
     return clusters
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from .errors import GraphError, Location
 from .op import Op, Params, TypeMismatch
 from .time import NOW, Access
 from .types import Past, TensorType, ValueType, show_type
+
+if TYPE_CHECKING:
+    from .causality import Certificate
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -175,8 +178,12 @@ class Graph:
         """The clocks that tick, in order of appearance."""
         return tuple(dict.fromkeys(n.clock for n in self.nodes if n.clock is not None))
 
-    def certificate(self) -> Any:
+    def certificate(self) -> Certificate:
         """The proof that no output sees the future, or the path that leaks: see ``ir.causality``."""
+        return self._certificate
+
+    @cached_property
+    def _certificate(self) -> Certificate:
         from .causality import certify
 
         return certify(self)

@@ -24,70 +24,92 @@ def interpret(
 
     Inputs of one clock have the same T. An output without a clock has no T axis.
     """
-    given = {node: np.asarray(inputs[node.name]) for node in graph.inputs}
-    lengths = {str(node.clock): len(array) for node, array in given.items()}
-    closing = dict(graph.feedback)
-    values: dict[Moment, Any] = {}
+    run = _Run(graph, inputs, parameters)
+    wanted = {name: run.moments(node) for name, node in graph.outputs.items()}
+    roots = [moment for moments in wanted.values() for moment in moments]
+    for moment in postorder(roots, run.dependencies):
+        run.values[moment] = run.value(moment)
+    return {
+        name: _joined([run.values[moment] for moment in moments])
+        if graph.outputs[name].clock is not None
+        else run.values[moments[0]]
+        for name, moments in wanted.items()
+    }
 
-    def at(node: Node, t: int) -> Moment:
-        return node, (0 if node.clock is None else t)
 
-    def dependencies(moment: Moment) -> Iterator[Moment]:
-        node, t = moment
+class _Run:
+    """One run: what is given, and the values so far."""
+
+    def __init__(
+        self, graph: Graph, inputs: Mapping[str, np.ndarray], parameters: Mapping[str, np.ndarray]
+    ) -> None:
+        self.parameters = parameters
+        self.given = {node: np.asarray(inputs[node.name]) for node in graph.inputs}
+        self.lengths = {node.clock: len(array) for node, array in self.given.items()}
+        self.closing = dict(graph.feedback)
+        self.values: dict[Moment, Any] = {}
+
+    def moments(self, node: Node) -> list[Moment]:
+        """The stream at every position of its clock."""
+        return [(node, t) for t in range(1 if node.clock is None else self.lengths[node.clock])]
+
+    def read(self, node: Node, t: int) -> list[Moment]:
+        """The moments that each edge of the node reads at ``t``, oldest first."""
+        moments = []
         for edge in node.inputs:
-            steps = edge.access.steps(t, lengths.get(str(edge.source.clock), 1))
-            yield from (at(edge.source, step) for step in steps)
-        if node.op.name == "feedback" and t > 0:
-            yield at(closing[node], t - 1)
+            if edge.source.clock is None:
+                moments.append((edge.source, 0))
+            else:
+                steps = edge.access.steps(t, self.lengths[edge.source.clock])
+                moments += [(edge.source, step) for step in steps]
+        return moments
 
-    def value(moment: Moment) -> Any:
+    def dependencies(self, moment: Moment) -> Iterator[Moment]:
         node, t = moment
+        yield from self.read(node, t)
+        if node.op.name == "feedback" and t > 0:
+            yield _at(self.closing[node], t - 1)
+
+    def value(self, moment: Moment) -> Any:
+        """The value of a stream at a position, from the values that its edges read."""
+        node, t = moment
+        operands = [self.values[read] for read in self.read(node, t)]
         match node.op.name:
             case "input":
-                return given[node][t]
+                return self.given[node][t]
             case "parameter":
-                return np.asarray(parameters[node.name])
+                return np.asarray(self.parameters[node.name])
             case "position":
                 return np.asarray(t, np.int32)
             case "history" | "whole":
-                (edge,) = node.inputs
-                steps = edge.access.steps(t, lengths[str(edge.source.clock)])
-                return np.stack([values[at(edge.source, step)] for step in steps])
-            case "delay":
-                stream, initial = node.sources
-                earlier = t - node.params["steps"]
-                return values[at(stream, earlier)] if earlier >= 0 else values[at(initial, t)]
+                return np.stack(operands)
+            case "delay":  # before the start, only the initial value is read
+                return operands[0]
             case "feedback":
-                return values[at(closing[node], t - 1)] if t > 0 else values[at(node.sources[0], 0)]
-        operands = [values[at(source, t)] for source in node.sources]
-        return node.op.numpy(*operands, **_settled(node.params, t, lengths))
+                return self.values[_at(self.closing[node], t - 1)] if t > 0 else operands[0]
+        return node.op.numpy(*operands, **self.settled(node.params, t))
 
-    roots = [
-        at(node, t)
-        for node in graph.outputs.values()
-        for t in range(1 if node.clock is None else lengths[node.clock])
-    ]
-    for moment in postorder(roots, dependencies):
-        values[moment] = value(moment)
-    results = {}
-    for name, node in graph.outputs.items():
-        if node.clock is None:
-            results[name] = values[(node, 0)]
-        else:
-            steps = [values[(node, t)] for t in range(lengths[node.clock])]
-            ragged = len({np.shape(step) for step in steps}) > 1
-            results[name] = np.array(steps, dtype=object) if ragged else np.stack(steps)
-    return results
+    def settled(self, params: Mapping[str, Any], t: int) -> dict[str, Any]:
+        """The parameters with the ragged dimensions of a shape as numbers."""
+
+        def settle(dim: Dim) -> Dim:
+            if isinstance(dim, Past):
+                return min(t + 1, dim.window or t + 1)
+            return self.lengths[dim.clock] if isinstance(dim, Whole) else dim
+
+        if "shape" not in params:
+            return dict(params)
+        return {**params, "shape": tuple(settle(dim) for dim in params["shape"])}
 
 
-def _settled(params: Mapping[str, Any], t: int, lengths: Mapping[str, int]) -> dict[str, Any]:
-    """The parameters with the ragged dimensions of a shape as numbers."""
+def _at(node: Node, t: int) -> Moment:
+    return node, (0 if node.clock is None else t)
 
-    def settle(dim: Dim) -> Dim:
-        if isinstance(dim, Past):
-            return min(t + 1, dim.window or t + 1)
-        return lengths[dim.clock] if isinstance(dim, Whole) else dim
 
-    if "shape" not in params:
-        return dict(params)
-    return {**params, "shape": tuple(settle(dim) for dim in params["shape"])}
+def _joined(steps: list[np.ndarray]) -> np.ndarray:
+    """The values of all positions as one array; an object array where their lengths differ."""
+    if len({step.shape for step in map(np.asarray, steps)}) == 1:
+        return np.stack(steps)
+    ragged = np.empty(len(steps), dtype=object)
+    ragged[:] = steps
+    return ragged

@@ -352,7 +352,7 @@ def find_cycles(graph: Graph) -> dict[Node, frozenset[Node]]:
     edges.add_edges_from((value, previous) for previous, value in graph.feedback)
     parts = (frozenset(part) for part in nx.strongly_connected_components(edges) if len(part) > 1)
     cycles = {node: part for part in parts for node in part}
-    for previous, value in graph.feedback:
+    for previous, _ in graph.feedback:
         # A feedback whose stream does not depend on it is a delay by one: still a part of its own.
         cycles.setdefault(previous, frozenset({previous}))
     return cycles

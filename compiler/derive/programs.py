@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from ...ir.errors import SystolicError
 from ...ir.graph import Graph, Node, make_node, with_unique_names
 from ...ir.ops import OPS
-from ...ir.time import NOW, Access, delay_access
 from ...ir.types import Past, TensorType, Whole, is_ragged
-from ..program import STATE_PREFIX, Program, State
-from .derivation import Buffers, Derivation, Key
+from ..program import STATE_PREFIX, Program
+from .derivation import Buffers, Derivation
 from .frames import Frame, Slots, append_slots, chunk_positions, ring_slots
 from .placed import Maker, stretch
+from .sizes import Sizes, plan_states
 from .states import StatePlan
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The numbers that make one program out of many: rows, slots, and positions of other clocks."""
-
-    rows: int
-    capacity: int
-    reserve: int
-    sources: Mapping[str, int]
-
-    def slots(self, window: int | None) -> int:
-        """A ring must survive the largest chunk: its first position still reads a whole window."""
-        return self.capacity if window is None else min(self.capacity, window + self.reserve - 1)
-
-    def is_ring(self, window: int | None) -> bool:
-        return window is not None and window + self.reserve - 1 < self.capacity
 
 
 def derive_chunk(
@@ -56,23 +38,17 @@ def derive_chunk(
         raise SystolicError(f"a chunk of {chunk} positions does not fit a capacity of {capacity}")
     sizes = Sizes(rows, capacity, max(reserve or chunk, chunk), dict(source_lengths or {}))
     states = plan_states(graph, plan, sizes)
-    inputs = {
-        n: _program_input(n.name, _chunk_type(n, rows, chunk)) for n in graph.inputs if n.clock == plan.clock
-    }
+    inputs = _model_inputs(graph, rows, {plan.clock: chunk})
     offset, length = (_program_input(name, TensorType((rows,), "i32")) for name in ("offset", "length"))
     ends, ended = _ends(plan, graph, sizes)
-    held = {state.name: _program_input(STATE_PREFIX + state.name, state.type) for state in states.values()}
-    initial: dict[Key, Node] = {key: held[state.name] for key, state in states.items()}
-    stored = frozenset(node for node, place in states if place == "state")
-    tails = dict(plan.tails)
+    held = {key: _program_input(STATE_PREFIX + state.name, state.type) for key, state in states.items()}
     positions, valid = chunk_positions(rows, chunk, offset, length)
     slots = _slots(plan, sizes, offset, length)
-    frame = Frame(rows, chunk, positions, valid, slots, ends, append_slots("past", capacity))
     derivation = Derivation(
         graph,
-        {plan.clock: frame},
+        {plan.clock: Frame(rows, chunk, positions, valid, slots, ends, append_slots("past", capacity))},
         inputs,
-        Buffers(stored, tails, initial),
+        Buffers(frozenset(node for node, place in states if place == "state"), dict(plan.tails), held),
         clock=plan.clock,
         closed=False,
         lengths={plan.clock: length},
@@ -81,16 +57,12 @@ def derive_chunk(
     if plan.strategy == "tokens":
         results = _recompute_all(derivation, wanted, sizes, last)
     else:
-        place = "last" if last else "own"
-        size = 1 if last else chunk
-        results = {
-            n: stretch(Maker(v), derivation.value((v, place)), rows, size).node for n, v in wanted.items()
-        }
+        results = _results(derivation, wanted, "last" if last else "own", 1 if last else chunk)
     for key, state in states.items():
         if state.kind != "constant":
             results[STATE_PREFIX + state.name] = derivation.value(key).node
-    signature = (*inputs.values(), offset, length, *ended, *held.values())
     name = "decode" if chunk == 1 else f"prefill.{chunk}" if last else f"chunk.{chunk}"
+    signature = (*inputs.values(), offset, length, *ended, *held.values())
     program = with_unique_names(Graph(f"{graph.name}.{name}", signature, graph.parameters, results))
     return Program(name, program, tuple(states.values()), rows, chunk, capacity)
 
@@ -107,14 +79,11 @@ def derive_score(
     first = next(iter(graph.outputs.values()))
     clock = str(first.clock)
     lengths = {c: length if c == clock else (source_lengths or {}).get(c, length) for c in graph.clocks}
-    inputs = {n: _program_input(n.name, _chunk_type(n, rows, lengths[str(n.clock)])) for n in graph.inputs}
+    inputs = _model_inputs(graph, rows, lengths)
     offset = _program_input("offset", TensorType((rows,), "i32"))
     derivation, counts = _closed(graph, rows, lengths, clock, inputs)
-    results = {
-        name: stretch(Maker(node), derivation.value((node, "own")), rows, length).node
-        for name, node in graph.outputs.items()
-        if node.clock == clock
-    }
+    wanted = {name: node for name, node in graph.outputs.items() if node.clock == clock}
+    results = _results(derivation, wanted, "own", length)
     signature = (*inputs.values(), offset, counts.pop(clock), *counts.values())
     program = with_unique_names(Graph(f"{graph.name}.score", signature, graph.parameters, results))
     return Program(f"score.{length}", program, (), rows, length, length)
@@ -126,11 +95,7 @@ def derive_source(
     """The program that runs the source clocks once and yields the constants that the target reads."""
     sizes = Sizes(rows, capacity, 1, dict(source_lengths))
     states = {key: s for key, s in plan_states(graph, plan, sizes).items() if s.kind == "constant"}
-    inputs = {
-        n: _program_input(n.name, _chunk_type(n, rows, source_lengths[str(n.clock)]))
-        for n in graph.inputs
-        if n.clock != plan.clock
-    }
+    inputs = _model_inputs(graph, rows, source_lengths)
     offset = _program_input("offset", TensorType((rows,), "i32"))
     length = _program_input("length", TensorType((rows,), "i32"))
     derivation, counts = _closed(graph, rows, dict(source_lengths), plan.clock, inputs)
@@ -142,42 +107,6 @@ def derive_source(
     signature = (*inputs.values(), offset, length, *counts.values())
     program = with_unique_names(Graph(f"{graph.name}.source", signature, graph.parameters, results))
     return Program("source", program, tuple(states.values()), rows, max(source_lengths.values()), capacity)
-
-
-def plan_states(graph: Graph, plan: StatePlan, sizes: Sizes) -> dict[Key, State]:
-    """A state for each key (stream, place) of the plan, in the order of the graph."""
-    states: dict[Key, State] = {}
-    rank = {node: i for i, node in enumerate(graph.nodes)}
-
-    def keep(node: Node, place: str, kind: str, shape: tuple[int, ...], access: Access, reason: str) -> None:
-        # A stream can have two buffers, say a history and the tail of a delay.
-        taken = any(state.name == node.name for state in states.values())
-        per_token = node.tensor.bytes if place == "state" else 0
-        states[node, place] = State(
-            name=f"{node.name}.{place}" if taken else node.name,
-            kind=kind,
-            type=node.tensor.with_shape((sizes.rows, *shape)),
-            value=node.tensor,
-            bytes_per_token=per_token,
-            access=access,
-            reason=reason,
-        )
-
-    for node, window in sorted(plan.histories.items(), key=lambda item: rank[item[0]]):
-        kind = "ring" if sizes.is_ring(window) else "append"
-        shape = (sizes.slots(window), *node.tensor.static_shape)
-        keep(node, "state", kind, shape, plan.access(node), plan.reasons[node])
-    for node, steps in plan.tails.items():
-        reason = f"read {steps} position{'s' * (steps > 1)} later"
-        keep(node, "tail", "tail", (steps, *node.tensor.static_shape), delay_access(steps), reason)
-    for node in plan.carries:
-        reason = "read one position later, by what it is made from"
-        keep(node, "carry", "carry", node.tensor.static_shape, delay_access(1), reason)
-    for node in plan.constants:
-        shape = tuple(sizes.sources[d.clock] if isinstance(d, Whole) else int(d) for d in node.tensor.shape)  # type: ignore[arg-type]
-        reason = "the same at every position, once the source clock has ended"
-        keep(node, "constant", "constant", shape, NOW, reason)
-    return states
 
 
 def _closed(
@@ -268,8 +197,24 @@ def _dims(node: Node) -> tuple:
     return tuple(d for d in node.tensor.shape if is_ragged(d)) if isinstance(node.type, TensorType) else ()
 
 
-def _chunk_type(node: Node, rows: int, size: int) -> TensorType:
-    return node.tensor.with_shape((rows, size, *node.tensor.shape))
+def _model_inputs(graph: Graph, rows: int, lengths: Mapping[str, int]) -> dict[Node, Node]:
+    """The inputs of the clocks in ``lengths``, each with rows and that many positions."""
+    return {
+        node: _program_input(
+            node.name, node.tensor.with_shape((rows, lengths[str(node.clock)], *node.tensor.shape))
+        )
+        for node in graph.inputs
+        if node.clock in lengths
+    }
+
+
+def _results(derivation: Derivation, wanted: Mapping[str, Node], place: str, size: int) -> dict[str, Node]:
+    """The outputs [rows, size, …], also those that are the same at every position."""
+    rows = derivation.frames[derivation.clock].rows
+    return {
+        name: stretch(Maker(node), derivation.value((node, place)), rows, size).node
+        for name, node in wanted.items()
+    }
 
 
 def _program_input(name: str, type_: TensorType) -> Node:

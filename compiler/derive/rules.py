@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -17,21 +17,9 @@ import numpy as np
 from ...ir.graph import Node
 from ...ir.ops import OPS
 from ...ir.ops.linear import split_subscripts
-from ...ir.types import DTYPES, FLOATS, Dim, is_ragged
+from ...ir.types import DTYPES, FLOATS, is_ragged
+from .frames import Frame
 from .placed import ANY, FINITE, ZERO, Maker, Placed, align, settle, stretch
-
-
-class Frame(Protocol):
-    """The positions for which values are computed: ``size`` of them in each of ``rows`` rows."""
-
-    rows: int
-    size: int
-
-    def extent(self, dim: Dim) -> int:
-        """How many slots a ragged dimension has here."""
-
-    def visible(self, dim: Dim) -> Placed:
-        """bool, shape (dim,): which slots each position may see."""
 
 
 @dataclass(frozen=True)

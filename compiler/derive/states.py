@@ -82,7 +82,7 @@ def choose_states(graph: Graph, strategy: str = "auto") -> StatePlan:
     demanded = dict.fromkeys(h.sources[0] for h in histories)
     cut = _minimum_cut(graph, demanded) if strategy == "auto" else _Cut(tuple(demanded), frozenset())
     served = {h: _stored_behind(h.sources[0], cut) for h in histories}
-    layouts = _share_layouts({h: stored for h, stored in served.items()})
+    layouts = _share_layouts(served)
     kept = {n: layouts[_dimension(h)] for h, stored in served.items() for n in stored}
     tails: dict[Node, int] = {}
     for node in graph.nodes:

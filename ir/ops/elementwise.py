@@ -49,195 +49,195 @@ def elementwise(allowed: tuple[str, ...] | None = None, result: str | None = Non
     return infer
 
 
-_any = {"infer": elementwise(), "work": per_element(1), "kind": "elementwise"}
-_number = {"infer": elementwise((*FLOATS, *INTEGERS)), "work": per_element(1), "kind": "elementwise"}
-_float = {"infer": elementwise(FLOATS), "work": per_element(1), "kind": "elementwise"}
-_costly = {"infer": elementwise(FLOATS), "work": per_element(8), "kind": "elementwise"}
-_compare = {"infer": elementwise(result="bool"), "work": per_element(1), "kind": "elementwise"}
-_logic = {"infer": elementwise(("bool",)), "work": per_element(1), "kind": "elementwise"}
+_any = define(elementwise(), per_element(1), kind="elementwise")
+_number = define(elementwise((*FLOATS, *INTEGERS)), per_element(1), kind="elementwise")
+_float = define(elementwise(FLOATS), per_element(1), kind="elementwise")
+_costly = define(elementwise(FLOATS), per_element(8), kind="elementwise")
+_compare = define(elementwise(result="bool"), per_element(1), kind="elementwise")
+_logic = define(elementwise(("bool",)), per_element(1), kind="elementwise")
 
 
-@define(**_number)
+@_number
 def negative(x: Array) -> Array:
     """-x"""
     return np.negative(x)
 
 
-@define(**_number)
+@_number
 def absolute(x: Array) -> Array:
     """|x|"""
     return np.absolute(x)
 
 
-@define(**_costly)
+@_costly
 def exp(x: Array) -> Array:
     """e to the power x"""
     return np.exp(x)
 
 
-@define(**_costly)
+@_costly
 def log(x: Array) -> Array:
     """natural logarithm"""
     return np.log(x)
 
 
-@define(**_costly)
+@_costly
 def log1p(x: Array) -> Array:
     """log(1 + x), accurate near zero"""
     return np.log1p(x)
 
 
-@define(**_float)
+@_float
 def sqrt(x: Array) -> Array:
     """square root"""
     return np.sqrt(x)
 
 
-@define(**_float)
+@_float
 def rsqrt(x: Array) -> Array:
     """1 / sqrt(x)"""
     return np.reciprocal(np.sqrt(x))
 
 
-@define(**_costly)
+@_costly
 def tanh(x: Array) -> Array:
     """hyperbolic tangent"""
     return np.tanh(x)
 
 
-@define(**_costly)
+@_costly
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), without overflow for very negative x"""
     return (0.5 * (np.tanh(0.5 * x.astype(np.float64)) + 1.0)).astype(x.dtype)
 
 
-@define(**_costly)
+@_costly
 def sin(x: Array) -> Array:
     """sine of an angle in radians"""
     return np.sin(x)
 
 
-@define(**_costly)
+@_costly
 def cos(x: Array) -> Array:
     """cosine of an angle in radians"""
     return np.cos(x)
 
 
-@define(**_costly)
+@_costly
 def erf(x: Array) -> Array:
     """Gauss error function; NumPy has none, so Python's own is applied to each element"""
     return np.frompyfunc(math.erf, 1, 1)(x).astype(x.dtype)
 
 
-@define(**_float)
+@_float
 def floor(x: Array) -> Array:
     """the largest whole number that is not above x"""
     return np.floor(x)
 
 
-@define(**_logic)
+@_logic
 def logical_not(x: Array) -> Array:
     """not x"""
     return np.logical_not(x)
 
 
-@define(**_logic)
+@_logic
 def logical_and(x: Array, y: Array) -> Array:
     """x and y"""
     return np.logical_and(x, y)
 
 
-@define(**_logic)
+@_logic
 def logical_or(x: Array, y: Array) -> Array:
     """x or y"""
     return np.logical_or(x, y)
 
 
-@define(**_number)
+@_number
 def add(x: Array, y: Array) -> Array:
     """x + y"""
     return np.add(x, y)
 
 
-@define(**_number)
+@_number
 def subtract(x: Array, y: Array) -> Array:
     """x - y"""
     return np.subtract(x, y)
 
 
-@define(**_number)
+@_number
 def multiply(x: Array, y: Array) -> Array:
     """x * y"""
     return np.multiply(x, y)
 
 
-@define(**_float)
+@_float
 def divide(x: Array, y: Array) -> Array:
     """x / y, for floats"""
     return np.divide(x, y)
 
 
-@define(**_number)
+@_number
 def floor_divide(x: Array, y: Array) -> Array:
     """x // y, rounded towards minus infinity"""
     return np.floor_divide(x, y)
 
 
-@define(**_number)
+@_number
 def remainder(x: Array, y: Array) -> Array:
     """x - y * (x // y): the sign follows y, as in Python"""
     return np.remainder(x, y)
 
 
-@define(**_costly)
+@_costly
 def power(x: Array, y: Array) -> Array:
     """x to the power y, for floats"""
     return np.power(x, y)
 
 
-@define(**_any)
+@_any
 def maximum(x: Array, y: Array) -> Array:
     """the larger one"""
     return np.maximum(x, y)
 
 
-@define(**_any)
+@_any
 def minimum(x: Array, y: Array) -> Array:
     """the smaller one"""
     return np.minimum(x, y)
 
 
-@define(**_compare)
+@_compare
 def equal(x: Array, y: Array) -> Array:
     """x == y"""
     return np.equal(x, y)
 
 
-@define(**_compare)
+@_compare
 def not_equal(x: Array, y: Array) -> Array:
     """x != y"""
     return np.not_equal(x, y)
 
 
-@define(**_compare)
+@_compare
 def less(x: Array, y: Array) -> Array:
     """x < y"""
     return np.less(x, y)
 
 
-@define(**_compare)
+@_compare
 def less_equal(x: Array, y: Array) -> Array:
     """x <= y"""
     return np.less_equal(x, y)
 
 
-@define(**_compare)
+@_compare
 def greater(x: Array, y: Array) -> Array:
     """x > y"""
     return np.greater(x, y)
 
 
-@define(**_compare)
+@_compare
 def greater_equal(x: Array, y: Array) -> Array:
     """x >= y"""
     return np.greater_equal(x, y)

@@ -59,7 +59,7 @@ def _broadcast_type(x: TensorType, *, shape: Shape) -> TensorType:
 @define(_broadcast_type)
 def broadcast_to(x: Array, *, shape: Shape) -> Array:
     """x repeated along new leading dimensions and dimensions of size 1"""
-    return np.broadcast_to(x, shape)
+    return np.broadcast_to(x, shape)  # type: ignore[arg-type]  # by now every dimension is a number
 
 
 def _concatenate_type(*types: TensorType, axis: int) -> TensorType:
