@@ -62,7 +62,7 @@ class TextStream:
         self._tokenizer = tokenizer
         self._window = list(prompt)
         self._settled = len(self._window)  # how many ids of the window belong to text already given
-        self._given = tokenizer.decode(self._window).rstrip(REPLACEMENT)
+        self._given = tokenizer.decode(self._window)
 
     def push(self, token: int) -> str:
         """What the token adds to the text; empty while a character is incomplete."""

@@ -151,7 +151,7 @@ def test_any_chunk_gives_the_logits_of_one_pass(step, chunk, backend):
 def test_rows_of_a_batch_are_what_they_are_alone(step, backend):
     random = np.random.default_rng(1)
     prompts = [random.integers(0, V, length).tolist() for length in (1, 30, 7, 2, 45)]
-    alone, together = tiny(step), tiny(step, batch=3, backend=backend)
+    alone, together = tiny(step), tiny(step, batch=3, chunk=8, backend=backend)
     expected = [alone.generate(prompt, max_new_tokens=6) for prompt in prompts]
     assert together.generate_batch(prompts, max_new_tokens=6) == expected
     assert [len(reply) for reply in expected] == [6, 6, 6, 6, 4]  # the last one reaches the capacity

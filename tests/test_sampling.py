@@ -45,6 +45,11 @@ def test_top_p_as_recorded(recorded, top_p):
         assert_same_scores(keep_top_p(row.astype(np.float64), float(top_p)), expected)
 
 
+def test_top_p_drops_a_tail_of_exactly_the_rest():
+    kept = keep_top_p(np.zeros(4), 0.5)  # four tokens of 0.25 each, and half of the mass goes
+    assert np.isneginf(kept).tolist() == [True, True, False, False]
+
+
 @pytest.mark.parametrize("temperature", ["0.7", "1.9"])
 def test_temperature_as_recorded(recorded, temperature):
     for row, expected in zip(recorded["logits"], recorded[f"out__temperature_{temperature}"], strict=True):
