@@ -73,26 +73,24 @@ def _slice(x: Array, *, starts: tuple[int, ...], limits: tuple[int, ...]) -> Arr
     return jax.lax.slice(x, starts, limits)
 
 
-def _take(x: Array, indices: Array, *, axis: int) -> Array:
-    # Clipped here, since an index type may be too narrow for the axis or may hold more than i32 does.
-    last = x.shape[axis] - 1
-    return jnp.take(x, _inside(indices, last), axis=axis, mode="clip")
-
-
-def _inside(indices: Array, last: int) -> Array:
+def _clipped(indices: Array, first: int, last: int) -> Array:
+    """The indices as i32 from ``first`` to ``last``; their own type may hold fewer numbers, or more."""
     info = jnp.iinfo(indices.dtype)
-    return jnp.clip(indices, max(0, info.min), min(last, info.max)).astype(jnp.int32)
+    return jnp.clip(indices, max(first, info.min), min(last, info.max)).astype(jnp.int32)
+
+
+def _take(x: Array, indices: Array, *, axis: int) -> Array:
+    return jnp.take(x, _clipped(indices, 0, x.shape[axis] - 1), axis=axis, mode="clip")
 
 
 def _read_rows(x: Array, index: Array) -> Array:
     rows = jnp.arange(x.shape[0])[:, None]
-    return x[rows, _inside(index, x.shape[1] - 1)]
+    return x[rows, _clipped(index, 0, x.shape[1] - 1)]
 
 
 def _write_rows(x: Array, values: Array, index: Array) -> Array:
-    # A negative index counts from the end in JAX; here it is outside, like any that is too large.
-    outside = (index < 0) | (index >= x.shape[1])
-    slots = jnp.where(outside, x.shape[1], index.astype(jnp.int32))
+    slots = _clipped(index, -1, x.shape[1])
+    slots = jnp.where(slots < 0, x.shape[1], slots)  # in JAX a negative index counts from the end
     rows = jnp.arange(x.shape[0])[:, None]
     return x.at[rows, slots].set(values, mode="drop")
 

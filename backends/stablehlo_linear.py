@@ -121,11 +121,6 @@ def _cumulative_sum(block: Block, node: Node, x: Value) -> Value:
 # ---- gathers and scatters ----
 
 
-def _index(block: Block, index: Value) -> Value:
-    """Indices in a type that holds every position: gathers clamp in the type of the index."""
-    return block.convert(index, {"u32": "i64", "i64": "i64"}.get(index.type.dtype, "i32"))
-
-
 def _take(block: Block, node: Node, x: Value, indices: Value) -> Value:
     axis, shape, rank = node.params["axis"], x.type.static_shape, indices.type.rank
     kept = [i if i < axis else i + rank - 1 for i in range(len(shape)) if i != axis]
@@ -147,7 +142,6 @@ def _read_rows(block: Block, node: Node, x: Value, index: Value) -> Value:
 
 def _gather(block: Block, node: Node, x: Value, index: Value, numbers: str, sizes: Sequence[int]) -> Value:
     """A gather, which by definition moves indices outside to the nearest inside."""
-    index = _index(block, index)
     text = (
         f'"stablehlo.gather"({x}, {index}) <{{dimension_numbers = #stablehlo.gather<{numbers}>, '
         f"slice_sizes = array<i64: {', '.join(map(str, sizes))}>}}>"
@@ -157,7 +151,6 @@ def _gather(block: Block, node: Node, x: Value, index: Value, numbers: str, size
 
 def _write_rows(block: Block, node: Node, x: Value, values: Value, index: Value) -> Value:
     """A scatter, which by definition drops what lies outside, and which XLA does in place."""
-    index = _index(block, index)
     scalar = mlir_type(TensorType((), x.type.dtype))
     old, new = (block.names.numbered(name) for name in ("%old", "%new"))
     text = (
