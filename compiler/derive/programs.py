@@ -8,6 +8,8 @@ from ...ir.errors import SystolicError
 from ...ir.graph import Graph, Node, make_node, with_unique_names
 from ...ir.ops import OPS
 from ...ir.types import Past, TensorType, Whole, is_ragged
+from ..passes.share import share
+from ..passes.simplify import simplify
 from ..program import STATE_PREFIX, Program
 from .derivation import Buffers, Derivation
 from .frames import Frame, Slots, append_slots, chunk_positions, ring_slots
@@ -63,7 +65,7 @@ def derive_chunk(
             results[STATE_PREFIX + state.name] = derivation.value(key).node
     name = "decode" if chunk == 1 else f"prefill.{chunk}" if last else f"chunk.{chunk}"
     signature = (*inputs.values(), offset, length, *ended, *held.values())
-    program = with_unique_names(Graph(f"{graph.name}.{name}", signature, graph.parameters, results))
+    program = _tidy(Graph(f"{graph.name}.{name}", signature, graph.parameters, results))
     return Program(name, program, tuple(states.values()), rows, chunk, capacity)
 
 
@@ -82,10 +84,10 @@ def derive_score(
     inputs = _model_inputs(graph, rows, lengths)
     offset = _program_input("offset", TensorType((rows,), "i32"))
     derivation, counts = _closed(graph, rows, lengths, clock, inputs)
-    wanted = {name: node for name, node in graph.outputs.items() if node.clock == clock}
+    wanted = {name: node for name, node in graph.outputs.items() if node.clock in (clock, None)}
     results = _results(derivation, wanted, "own", length)
     signature = (*inputs.values(), offset, counts.pop(clock), *counts.values())
-    program = with_unique_names(Graph(f"{graph.name}.score", signature, graph.parameters, results))
+    program = _tidy(Graph(f"{graph.name}.score", signature, graph.parameters, results))
     return Program(f"score.{length}", program, (), rows, length, length)
 
 
@@ -105,7 +107,7 @@ def derive_source(
         make = Maker(node)
         results[STATE_PREFIX + state.name] = make.broadcast(placed.node, state.type.static_shape)
     signature = (*inputs.values(), offset, length, *counts.values())
-    program = with_unique_names(Graph(f"{graph.name}.source", signature, graph.parameters, results))
+    program = _tidy(Graph(f"{graph.name}.source", signature, graph.parameters, results))
     return Program("source", program, tuple(states.values()), rows, max(source_lengths.values()), capacity)
 
 
@@ -215,6 +217,11 @@ def _results(derivation: Derivation, wanted: Mapping[str, Node], place: str, siz
         name: stretch(Maker(node), derivation.value((node, place)), rows, size).node
         for name, node in wanted.items()
     }
+
+
+def _tidy(program: Graph) -> Graph:
+    """Merges the rearrangements that alignment made, computes equal ones once, and names all nodes."""
+    return with_unique_names(share(simplify(program)))
 
 
 def _program_input(name: str, type_: TensorType) -> Node:

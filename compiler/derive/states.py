@@ -228,13 +228,11 @@ def _explain(node: Node, served: Mapping[Node, tuple[Node, ...]], strategy: str)
     sources = list(dict.fromkeys(h.sources[0].name for h in readers))
     window = "prefix" if any(_dimension(h).window is None for h in readers) else "window"
     if strategy == "sources":
-        return f"read through a {window} (stored as it is, as asked)"
+        return f"read through a {window}; kept as it is read, as asked"
+    kept = node.tensor.bytes
     if node.name in sources:
-        cost = recompute_cost(node)
-        other = "it cannot be recomputed" if cost == float("inf") else f"recomputing costs {cost:,.0f}"
-        return f"read through a {window}; {other}, storing {node.tensor.bytes:,} bytes per position"
+        return (
+            f"read through a {window}; nothing before it takes fewer than its {kept:,} bytes with less work"
+        )
     total = sum(h.sources[0].tensor.bytes for h in readers)
-    return (
-        f"{', '.join(sources)} recomputed from it: {node.tensor.bytes:,} bytes per position "
-        f"instead of {total:,}"
-    )
+    return f"{', '.join(sources)} recomputed from it: {kept:,} bytes per position instead of {total:,}"
