@@ -9,17 +9,26 @@ import math
 from collections.abc import Callable
 
 from ..compiler.language import (
+    absolute,
+    delay,
     einsum,
     erf,
+    exp,
     history,
+    log1p,
     maximum,
     mean,
     parameter,
+    position,
     rsqrt,
     sigmoid,
     softmax,
+    split,
+    stack,
+    sum,
     take,
     tanh,
+    whole,
 )
 from ..compiler.trace import Stream
 from ..ir.errors import SystolicError
@@ -74,17 +83,62 @@ def attention(
     this one included; ``softcap`` bounds the scores by cap * tanh(score / cap); ``bias`` is added to
     the scores [K, G, past]. Returns [K, G, E].
     """
-    keys = history(k.named("k"), window)
-    values = history(v.named("v"), window)
+    keys, values = history(k.named("k"), window), history(v.named("v"), window)
+    return mix(q, keys, values, scale=scale, softcap=softcap, bias=bias)
+
+
+def two_sided_attention(q: Stream, k: Stream, v: Stream, *, scale: float) -> Stream:
+    """Like ``attention``, but every position sees the keys and values of the whole text."""
+    return mix(q, whole(k.named("k")), whole(v.named("v")), scale=scale)
+
+
+def mix(
+    q: Stream,
+    keys: Stream,
+    values: Stream,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    bias: Stream | None = None,
+) -> Stream:
+    """The values [S, K, E] of S positions, weighted by how their keys [S, K, D] fit ``q`` [K, G, D]."""
     scores = einsum("hgd,phd->hgp", q.named("q"), keys)
     if scale != 1.0:
         scores = scores * scale
     if softcap is not None:
-        scores = tanh(scores / softcap) * softcap
+        scores = soft_cap(scores, softcap)
     if bias is not None:
         scores = scores + bias
     probabilities = softmax(scores.named("scores"), axis=-1).named("probs")
     return einsum("hgp,phe->hge", probabilities, values).named("mixed")
+
+
+def at_position(x: Stream, t: int) -> Stream:
+    """What ``x`` f32[...] is at position ``t`` of the whole text: the same seen from everywhere."""
+    chosen = (whole(position()) == t).cast(x.dtype)
+    return einsum("p,pd->d", chosen, whole(x))
+
+
+def causal_convolution(x: Stream, name: str, size: int, *, kernel: int = 1, dilation: int = 1) -> Stream:
+    """``name``.weight [size, d, kernel] over ``x`` [d] now and at multiples of ``dilation`` before: [size].
+
+    The last element of the kernel meets the newest value; before the start there are zeros.
+    """
+    weight = parameter(f"{name}.weight", (size, *x.shape, kernel))
+    y = einsum("kd,ndk->n", stack(_taps(x, kernel, dilation)), weight)
+    return y + parameter(f"{name}.bias", (size,))
+
+
+def depthwise_convolution(x: Stream, name: str, kernel: int, *, bias: bool = True) -> Stream:
+    """Each element of ``x`` [d] with a kernel of its own, ``name``.weight [d, 1, kernel]: [d]."""
+    weight = parameter(f"{name}.weight", (*x.shape, 1, kernel)).reshape(*x.shape, kernel)
+    y = sum(stack(_taps(x, kernel, 1), axis=-1) * weight, axis=-1)
+    return y + parameter(f"{name}.bias", x.shape) if bias else y
+
+
+def _taps(x: Stream, kernel: int, dilation: int) -> list[Stream]:
+    """The values that a kernel meets, oldest first."""
+    return [delay(x, i * dilation) for i in reversed(range(kernel))]
 
 
 def mlp(
@@ -100,6 +154,17 @@ def gated_mlp(x: Stream, name: str, width: int, act: str, *, bias: bool = False)
     gate = activation(act)(linear(x, f"{name}.gate_proj", width, bias=bias))
     up = linear(x, f"{name}.up_proj", width, bias=bias)
     return linear(gate * up, f"{name}.down_proj", _width(x), bias=bias)
+
+
+def fused_gated_mlp(x: Stream, name: str, width: int, act: str) -> Stream:
+    """Like ``gated_mlp``, with the weights of gate and up in one, the gate's first."""
+    gate, up = split(linear(x, f"{name}.gate_up_proj", 2 * width), [width, width])
+    return linear(activation(act)(gate) * up, f"{name}.down_proj", _width(x))
+
+
+def soft_cap(x: Stream, cap: float) -> Stream:
+    """``x`` bounded by ``cap``, and nearly unchanged far below it."""
+    return tanh(x / cap) * cap
 
 
 def _width(x: Stream) -> int:
@@ -120,6 +185,11 @@ def relu(x: Stream) -> Stream:
 
 def relu_squared(x: Stream) -> Stream:
     return relu(x) ** 2
+
+
+def softplus(x: Stream) -> Stream:
+    """log(1 + exp(x)), in a form that does not overflow."""
+    return maximum(x, 0.0) + log1p(exp(-absolute(x)))
 
 
 def silu(x: Stream) -> Stream:

@@ -7,6 +7,8 @@ import numpy as np
 from ..compiler.language import concatenate, cos, parameter, position, sin, take
 from ..compiler.trace import Stream
 
+UNLIMITED = 2**31 - 1  # the context of a model that has no positions: they are counted in i32
+
 
 def learned_positions(name: str, count: int, width: int, *, offset: int = 0) -> Stream:
     """Row t + ``offset`` of the table ``name``.weight [count, width]: f32[width]."""

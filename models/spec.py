@@ -2,7 +2,8 @@
 
 A model is a frozen dataclass whose fields are named like those of its config.json. ``Config.read``
 fills it, checks every type, and refuses a field that the model does not know, unless it is known not
-to change what the model computes. So a quirk of a checkpoint is either built or an error.
+to change what the model computes: in any family (``HARMLESS``) or in this one (``model.harmless``).
+So a quirk of a checkpoint is either built or an error.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -28,9 +29,10 @@ _ORIGIN = """_name_or_path _commit_hash architectures auto_map model_type transf
 _TRAINING = """initializer_range initializer_factor attention_dropout attention_probs_dropout_prob
     hidden_dropout hidden_dropout_prob attn_pdrop embd_pdrop resid_pdrop classifier_dropout
     gradient_checkpointing router_aux_loss_coef output_router_logits ignore_index"""
-_IMPLEMENTATION = """use_cache output_past n_ctx return_dict output_attentions output_hidden_states
-    torchscript use_bfloat16 chunk_size_feed_forward pretraining_tp reorder_and_upcast_attn is_decoder
-    _attn_implementation _attn_implementation_autoset _from_model_config _flash_attn_2_enabled"""
+_IMPLEMENTATION = """use_cache cache_implementation output_past n_ctx return_dict output_attentions
+    output_hidden_states torchscript use_bfloat16 chunk_size_feed_forward pretraining_tp
+    reorder_and_upcast_attn is_decoder _attn_implementation _attn_implementation_autoset _from_model_config
+    _flash_attn_2_enabled"""
 _HEADS = """id2label label2id num_labels _num_labels problem_type summary_activation summary_first_dropout
     summary_proj_to_labels summary_type summary_use_proj"""
 _GENERATION = """bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
@@ -56,7 +58,7 @@ class Config:
         """
         hints = get_type_hints(model, include_extras=True)
         fields = {field.name: field for field in dataclasses.fields(model)}  # type: ignore[arg-type]
-        self._refuse_unknown(set(fields))
+        self._refuse_unknown(getattr(model, "harmless", frozenset()) | set(fields))
         given: dict[str, Any] = {}
         for name, field in fields.items():
             if name in self.values:
@@ -75,7 +77,7 @@ class Config:
             hint = next(option for option in get_args(hint) if option is not type(None))
         return _READERS[hint](self, name)
 
-    def _refuse_unknown(self, known: set[str]) -> None:
+    def _refuse_unknown(self, known: Set[str]) -> None:
         for name, value in self.values.items():
             empty = value is None or value is False or value in ("", [], {})
             if name not in known and name not in HARMLESS and not empty:
@@ -114,6 +116,13 @@ class Config:
             raise self._expected(name, "a list of numbers")
         return tuple(map(float, values))
 
+    def integers(self, name: str) -> tuple[int, ...]:
+        """A list of whole numbers."""
+        values = self.values.get(name)
+        if not isinstance(values, list) or not all(type(value) is int for value in values):
+            raise self._expected(name, "a list of whole numbers")
+        return tuple(values)
+
     def boolean(self, name: str) -> bool:
         value = self.values.get(name)
         if not isinstance(value, bool):
@@ -125,6 +134,13 @@ class Config:
         if not isinstance(value, str):
             raise self._expected(name, "a text")
         return value
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A list of texts."""
+        values = self.values.get(name)
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise self._expected(name, "a list of texts")
+        return tuple(values)
 
     def section(self, name: str) -> Config:
         """An object inside this one; its errors name it."""
@@ -147,6 +163,8 @@ _READERS: Mapping[Any, Callable[[Config, str], Any]] = {
     Size: Config.size,
     float: Config.number,
     tuple[float, ...]: Config.numbers,
+    tuple[int, ...]: Config.integers,
+    tuple[str, ...]: Config.texts,
     bool: Config.boolean,
     str: Config.text,
     Config: Config.section,

@@ -30,12 +30,14 @@ class Naming:
     """How the files of a family name their tensors, where that differs from the parameters.
 
     ``prefix`` is what files of the bare model leave out. ``buffers`` are patterns of tensors that
-    files may hold although the model computes them. ``tied`` maps a tensor that files may repeat to
-    the one whose copy it must be.
+    files may hold although the model computes them, ``unused`` of weights that reach no output where
+    they are not parameters. ``tied`` maps a tensor that files may repeat to the one whose copy it
+    must be.
     """
 
     prefix: str = ""
     buffers: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -143,11 +145,11 @@ def fit(graph: Graph, tensors: Mapping[str, StoredTensor], naming: Naming, sourc
 def _refuse_unexpected(
     extra: Mapping[str, StoredTensor], found: Mapping[str, StoredTensor], naming: Naming
 ) -> None:
-    unexpected = []
+    unexpected, ignored = [], (*naming.buffers, *naming.unused)
     for name, tensor in extra.items():
         if naming.tied.get(name) in found:
             _require_copy(name, tensor, naming.tied[name], found)
-        elif not any(re.search(f"{pattern}$", name) for pattern in naming.buffers):
+        elif not any(re.search(f"{pattern}$", name) for pattern in ignored):
             unexpected.append(name)
     if unexpected:
         first = extra[unexpected[0]]

@@ -16,7 +16,7 @@ from ..compiler.pipeline import run_passes
 from ..compiler.program import State
 from ..ir.causality import Certificate
 from ..ir.errors import SystolicError
-from ..ir.graph import Graph
+from ..ir.graph import Graph, Node
 from ..ir.types import DTYPES, FLOATS, TensorType
 from ..models.load import Model
 from ..models.spec import Config
@@ -80,15 +80,26 @@ class Executable:
         return self.model.graph.outputs[self.logits_output].tensor.static_shape[-1]
 
     @cached_property
-    def token_input(self) -> str:
-        """The name of the one input, which takes token ids."""
+    def token_inputs(self) -> tuple[Node, ...]:
+        """The inputs: the first takes token ids, and others a number for each of them, too."""
         inputs = self.model.graph.inputs
-        if len(inputs) != 1 or str(inputs[0].type) != "i32[]":
+        if not inputs or any(str(node.type) != "i32[]" for node in inputs):
             shown = ", ".join(f"{node.name}: {node.type}" for node in inputs)
             raise SystolicError(
-                f"{self.model.name} takes ({shown}); only one input of token ids i32[] can be run"
+                f"{self.model.name} takes ({shown}); only one input of token ids i32[], and numbers "
+                "beside it, can be run"
             )
-        return inputs[0].name
+        return inputs
+
+    @cached_property
+    def token_input(self) -> str:
+        """The name of the only input."""
+        first, *others = self.token_inputs
+        if others:
+            raise SystolicError(
+                f"{self.model.name} also takes {others[0].name}, which only encode() can give"
+            )
+        return first.name
 
     @cached_property
     def _certificate(self) -> Certificate:
@@ -102,7 +113,8 @@ class Executable:
 
     def score(self, ids: Sequence[int]) -> np.ndarray:
         """Logits float32 [T, V] behind each position of a text, in one parallel pass."""
-        return self._whole_text(ids)[self.logits_output].astype(np.float32)
+        texts = {self.token_input: self._checked_ids(ids, "text")}
+        return self._whole_text(texts)[self.logits_output].astype(np.float32)
 
     def log_likelihoods(self, ids: Sequence[int]) -> np.ndarray:
         """log P of each token after the first, given those before it: float64 [T - 1]."""
@@ -111,23 +123,49 @@ class Executable:
         chosen = np.take_along_axis(shifted, np.asarray(ids, np.int64)[1:, None], axis=-1)[:, 0]
         return chosen - np.log(np.exp(shifted).sum(axis=-1))
 
-    def encode(self, ids: Sequence[int]) -> np.ndarray:
-        """The first output float32 [T, …] at each position; for models that read the whole text."""
-        first = next(iter(self.model.graph.outputs))
-        return self._whole_text(ids)[first].astype(np.float32)
+    def encode(self, ids: Sequence[int], *, output: str | None = None, **inputs: Sequence[int]) -> np.ndarray:
+        """What a model that reads the whole text yields: float32 [T, …], one value for each position,
+        or […] where the output is one value for the text.
 
-    def _whole_text(self, ids: Sequence[int]) -> dict[str, np.ndarray]:
-        ids = self._checked_ids(ids, "text")
-        program = self.programs.score(len(ids))
-        block = np.zeros((1, program.program.chunk), np.int32)
-        block[0, : len(ids)] = ids
-        inputs = {
-            self.token_input: block,
-            "offset": np.zeros(1, np.int32),
-            "length": np.array([len(ids)], np.int32),
-        }
+        ``output`` is the name of one of the model's outputs, by default the first. ``inputs`` are what
+        the model takes beside the ids, by name (``token_type_ids``), a number for each position; zeros
+        where they are not given.
+        """
+        outputs = self.model.graph.outputs
+        name = next(iter(outputs)) if output is None else output
+        if name not in outputs:
+            raise SystolicError(f"{self.model.name} has no output {name!r}; it has {', '.join(outputs)}")
+        values = self._whole_text(self._texts(ids, inputs))[name].astype(np.float32)
+        return values if outputs[name].clock is not None else values[0]
+
+    def _texts(self, ids: Sequence[int], others: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+        """The numbers of each input, for each position of one text."""
+        first, *further = self.token_inputs
+        texts = {first.name: self._checked_ids(ids, "text")}
+        length = len(texts[first.name])
+        for node in further:
+            texts[node.name] = self._checked_numbers(node, others.get(node.name, [0] * length), length)
+        for name in set(others) - {node.name for node in further}:
+            known = ", ".join(node.name for node in further) or "nothing"
+            raise SystolicError(f"{self.model.name} takes no {name} beside the token ids; it takes {known}")
+        return texts
+
+    def _checked_numbers(self, node: Node, numbers: Sequence[int], length: int) -> list[int]:
+        limit = _table_size(self.model.graph, node)
+        checked = [int(number) for number in numbers]
+        if len(checked) != length or not all(0 <= number < limit for number in checked):
+            raise SystolicError(f"{node.name} must be {length} numbers from 0 to {limit - 1}, one per token")
+        return checked
+
+    def _whole_text(self, texts: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+        length = len(next(iter(texts.values())))
+        program = self.programs.score(length)
+        inputs = {"offset": np.zeros(1, np.int32), "length": np.array([length], np.int32)}
+        for name, numbers in texts.items():
+            inputs[name] = np.zeros((1, program.program.chunk), np.int32)
+            inputs[name][0, :length] = numbers
         results, _ = program.run(self.parameters, inputs, {})
-        return {name: self.backend.fetch(result)[0, : len(ids)] for name, result in results.items()}
+        return {name: self.backend.fetch(result)[0, :length] for name, result in results.items()}
 
     # ---- generation ----
 
@@ -253,7 +291,7 @@ def model_of_graph(graph: Graph, weights: Mapping[str, np.ndarray] | None, capac
         config=Config(graph.name, {}),
         graph=graph,
         weights=weights if weights or graph.parameters else {},
-        vocabulary_size=_table_size(graph),
+        vocabulary_size=min((_table_size(graph, node) for node in graph.inputs), default=2**31),
         context_length=capacity,
         bos_id=None,
         eos_ids=(),
@@ -262,13 +300,12 @@ def model_of_graph(graph: Graph, weights: Mapping[str, np.ndarray] | None, capac
     )
 
 
-def _table_size(graph: Graph) -> int:
-    """How many rows the tables have that the input is looked up in: larger ids would be moved inside."""
-    inputs = set(graph.inputs)
+def _table_size(graph: Graph, numbers: Node) -> int:
+    """How many rows the tables have that an input is looked up in: larger ones would be moved inside."""
     tables = [
         table.tensor.shape[node.params["axis"]]
         for node in graph.nodes
-        if node.op.name == "take" and node.sources[1] in inputs
+        if node.op.name == "take" and node.sources[1] is numbers
         for table in node.sources[:1]
     ]
     return min((size for size in tables if isinstance(size, int)), default=2**31)

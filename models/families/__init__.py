@@ -10,8 +10,15 @@ from ...ir.errors import GraphError, SystolicError
 from ...ir.graph import Graph
 from ..spec import Config
 from ..weights import Naming
+from .bert import Bert
+from .gemma import Gemma2
+from .glm import Glm4
 from .gpt2 import Gpt2
 from .llama import Llama, Mistral
+from .mamba import Mamba
+from .qwen import Qwen2, Qwen3
+from .recurrent import Gru, Lstm
+from .wavenet import Wavenet
 
 
 class LanguageModel(Protocol):
@@ -36,14 +43,35 @@ class Family:
     naming: Naming
 
 
-_LLAMA = Naming("model.", (r"rotary_emb\.inv_freq",), {"lm_head.weight": "model.embed_tokens.weight"})
+_LLAMA = Naming("model.", (r"rotary_emb\.inv_freq",), tied={"lm_head.weight": "model.embed_tokens.weight"})
 _GPT2 = Naming(
-    "transformer.", (r"h\.\d+\.attn\.(bias|masked_bias)",), {"lm_head.weight": "transformer.wte.weight"}
+    "transformer.",
+    (r"h\.\d+\.attn\.(bias|masked_bias)",),
+    tied={"lm_head.weight": "transformer.wte.weight"},
+)
+_BERT = Naming(
+    "bert.",
+    (r"embeddings\.position_ids",),
+    (r"bert\.pooler\.dense\.\w+", r"cls\.predictions\.[\w.]+", r"cls\.seq_relationship\.\w+"),
+    {
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
 )
 FAMILIES: dict[str, Family] = {
+    "bert": Family(Bert, _BERT),
+    "gemma2": Family(Gemma2, _LLAMA),
+    "glm4": Family(Glm4, _LLAMA),
     "gpt2": Family(Gpt2, _GPT2),
+    "gru_lm": Family(Gru, Naming()),
     "llama": Family(Llama, _LLAMA),
+    "lstm_lm": Family(Lstm, Naming()),
+    "mamba": Family(Mamba, Naming("backbone.", tied={"lm_head.weight": "backbone.embeddings.weight"})),
     "mistral": Family(Mistral, _LLAMA),
+    "qwen2": Family(Qwen2, _LLAMA),
+    "qwen3": Family(Qwen3, _LLAMA),
+    # The last layer adds to a stream that nothing reads.
+    "wavenet_lm": Family(Wavenet, Naming(unused=(r"residual\.\d+\.\w+",))),
 }
 
 

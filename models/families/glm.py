@@ -1,0 +1,33 @@
+"""GLM-4: half of each head turned in neighbouring pairs, norms on both sides of each branch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ...compiler.trace import Stream
+from ..blocks import fused_gated_mlp
+from ..decoder import Norms, RotaryDecoder
+from ..spec import Size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Glm4(RotaryDecoder):
+    norms: ClassVar[Norms] = Norms(
+        "input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"
+    )
+    interleaved: ClassVar[bool] = True
+
+    max_position_embeddings: Size = 131072
+    num_key_value_heads: Size | None = 2
+    head_dim: Size | None = 128
+    partial_rotary_factor: float | None = 0.5
+    rms_norm_eps: float = 1.5625e-7
+    attention_bias: bool = True
+
+    @property
+    def qkv_bias(self) -> bool:
+        return self.attention_bias
+
+    def mlp(self, x: Stream, name: str) -> Stream:
+        return fused_gated_mlp(x, name, self.intermediate_size, self.hidden_act)
