@@ -88,11 +88,12 @@ def _read_rows(x: Array, index: Array) -> Array:
     return x[rows, _clipped(index, 0, x.shape[1] - 1)]
 
 
-def _write_rows(x: Array, values: Array, index: Array) -> Array:
-    slots = _clipped(index, -1, x.shape[1])
-    slots = jnp.where(slots < 0, x.shape[1], slots)  # in JAX a negative index counts from the end
+def _write_rows(x: Array, values: Array, index: Array, *, axis: int = 1) -> Array:
+    slots = _clipped(index, -1, x.shape[axis])
+    slots = jnp.where(slots < 0, x.shape[axis], slots)  # in JAX a negative index counts from the end
     rows = jnp.arange(x.shape[0])[:, None]
-    return x.at[rows, slots].set(values, mode="drop")
+    written = jnp.moveaxis(x, axis, 1).at[rows, slots].set(values, mode="drop")
+    return jnp.moveaxis(written, 1, axis)
 
 
 def _loop(*arrays: Array, body: Graph, carries: int, scanned: int, length: int) -> tuple[Array, ...]:

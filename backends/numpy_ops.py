@@ -180,17 +180,19 @@ def _contraction(emission: Emission, node: Node, x: str, y: str) -> str:
     return contraction_source(x, y, types, node.params["subscripts"], dtype_source(node.tensor.dtype))
 
 
-def write_rows_in_place(x: Array, values: Array, index: Array) -> Array:
-    """x itself, after x[b, index[b, i]] = values[b, i]; what has an index outside is not written"""
-    row, column = np.nonzero((index >= 0) & (index < x.shape[1]))
-    x[row, index[row, column]] = values[row, column]
+def write_rows_in_place(x: Array, values: Array, index: Array, *, axis: int = 1) -> Array:
+    """x itself, with slot index[b, i] of row b, on ``axis``, set to values[b, i], if there is such a slot"""
+    row, column = np.nonzero((index >= 0) & (index < x.shape[axis]))
+    np.moveaxis(x, axis, 1)[row, index[row, column]] = values[row, column]
     return x
 
 
 def _write_rows(emission: Emission, node: Node, x: str, values: str, index: str) -> str:
     if node not in emission.in_place:
         return _own_body(emission, node, x, values, index)
-    return f"{emission.helper(write_rows_in_place)}({x}, {values}, {index})"
+    axis = node.params.get("axis", 1)
+    on_axis = f", axis={axis}" if axis != 1 else ""
+    return f"{emission.helper(write_rows_in_place)}({x}, {values}, {index}{on_axis})"
 
 
 def repeat(body, carried, scanned, unchanged, length):

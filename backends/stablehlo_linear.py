@@ -45,6 +45,10 @@ def _contraction(block: Block, node: Node, x: Value, y: Value) -> Value:
     y, y_term = _without_lonely(block, y, y_term, x_term + result)
     batch = [letter for letter in result if letter in x_term and letter in y_term]
     summed = [letter for letter in x_term if letter in y_term and letter not in result]
+    # XLA's CPU backend copies the second operand of a batched product into another layout if it is summed
+    # over its last axis. As the first operand it is read as it is, and only the result is transposed.
+    if batch and y_term[-1:] in summed and y.type.size > node.tensor.size:
+        x, y, x_term, y_term = y, x, y_term, x_term
     free = [*(c for c in x_term if c not in y_term), *(c for c in y_term if c not in x_term)]
     order = [*batch, *free]
     dimensions = [
@@ -150,14 +154,22 @@ def _gather(block: Block, node: Node, x: Value, index: Value, numbers: str, size
 
 
 def _write_rows(block: Block, node: Node, x: Value, values: Value, index: Value) -> Value:
-    """A scatter, which by definition drops what lies outside, and which XLA does in place."""
+    """A scatter, which by definition drops what lies outside.
+
+    XLA does it in place if the axes before the slots are batching axes, so the index is repeated for them.
+    """
+    axis, rank = node.params.get("axis", 1), x.type.rank
+    before = list(range(axis))
+    values = block.transpose(values, [0, *range(2, axis + 1), 1, *range(axis + 1, rank)])
+    shape = (*values.type.static_shape[: axis + 1], 1)
+    index = block.spread(index, [0, axis], shape)
     scalar = mlir_type(TensorType((), x.type.dtype))
     old, new = (block.names.numbered(name) for name in ("%old", "%new"))
     text = (
         f'"stablehlo.scatter"({x}, {index}, {values}) <{{scatter_dimension_numbers = #stablehlo.scatter<'
-        f"update_window_dims = {list(range(2, x.type.rank))}, inserted_window_dims = [1], "
-        "input_batching_dims = [0], scatter_indices_batching_dims = [0], "
-        "scatter_dims_to_operand_dims = [1], index_vector_dim = 2>}> "
+        f"update_window_dims = {list(range(axis + 1, rank))}, inserted_window_dims = [{axis}], "
+        f"input_batching_dims = {before}, scatter_indices_batching_dims = {before}, "
+        f"scatter_dims_to_operand_dims = [{axis}], index_vector_dim = {axis + 1}>}}> "
         f"({{ ^block({old}: {scalar}, {new}: {scalar}): stablehlo.return {new} : {scalar} }})"
     )
     return block.call(text, (x, index, values), node.tensor)

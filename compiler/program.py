@@ -17,8 +17,8 @@ class State:
 
     ``kind`` is one of
 
-    - ``append``: one value per position, [rows, capacity, …]
-    - ``ring``: the last values, [rows, slots, …], slot = position modulo slots
+    - ``append``: one value per position, [rows, …, capacity, …]: slots stand before the last axis
+    - ``ring``: the last values, [rows, …, slots, …], slot = position modulo slots
     - ``tail``: the last values of a delayed stream, oldest first, [rows, steps, …]
     - ``carry``: the newest value of a feedback, [rows, …]
     - ``constant``: what a finished clock left behind, [rows, …]

@@ -222,7 +222,7 @@ def test_graph_states(cli, stories):
     assert len(rows) == 10  # keys and values of 5 layers
     assert total.split() == ["total", "1,280", "81,920"]
     states = json.loads(cli("graph", stories, "--stage", "states", "--format", "json")[1])
-    assert states[0]["type"] == "f32[1,512,4,8]"
+    assert states[0]["type"] == "f32[1,4,512,8]"
     assert states[0]["bytes_per_token"] == 128
 
 

@@ -7,7 +7,8 @@ The places are
     own      at every position of the chunk                       [B, n, …]
     last     at each row's last real position only                [B, 1, …]
     past8    at every slot of a window class, recomputed          [B, S, …]
-    state    the buffer of a stored stream, this chunk written    [B, S, …]
+    state    the buffer of a stored stream, this chunk written    [B, …, S, …]
+    kept     the same, slots first                                [B, S, …]
     joined   the tail of a delayed stream with the chunk behind   [B, steps + n, …]
     tail     the tail after this chunk                            [B, steps, …]
     carry    the newest value of a feedback after this chunk      [B, …]
@@ -27,7 +28,7 @@ from ...ir.errors import CausalityError
 from ...ir.graph import Graph, Node, postorder
 from ...ir.types import TensorType
 from .frames import Frame
-from .placed import Maker, Placed, align, stretch
+from .placed import Maker, Placed, align, slot_axis, stretch
 from .rules import RULES, Rule
 
 Key = tuple[Node, str]
@@ -38,9 +39,8 @@ Steps = Generator[Key, Any, Any]
 class Buffers:
     """Which streams have a buffer, and the buffers' values before this chunk.
 
-    ``stored`` streams are kept in the slots of their window class, ``tails`` maps delayed streams to
-    steps. ``initial`` holds the node of the
-    buffer for keys (stream, "state" | "tail" | "carry" | "constant").
+    ``stored`` streams are kept in slots, ``tails`` maps delayed streams to steps. ``initial`` holds the
+    node of the buffer for keys (stream, "state" | "tail" | "carry" | "constant").
     """
 
     stored: frozenset[Node] = frozenset()
@@ -185,8 +185,8 @@ class Derivation:
         if node.clock is None:
             return (yield node, "own")
         if node in self.buffers.stored:
-            buffer = yield node, "state"
-            return Placed(buffer.node, 2, node.tensor.shape)
+            kept = yield node, "kept"
+            return Placed(kept.node, 2, node.tensor.shape)
         if node.op.name == "position":
             return Placed(frame.positions, 2, ())
         return (yield from self.apply(node, frame, place))
@@ -209,7 +209,7 @@ class Derivation:
         if self.closed:
             x = yield source, "own"
         elif source in self.buffers.stored:
-            x = yield source, "state"
+            x = yield source, "kept"
         else:
             place = frame.slots_of(node.tensor.shape[0]).place  # type: ignore[arg-type]
             x = yield source, place
@@ -224,9 +224,18 @@ class Derivation:
         x = yield node, "own"
         buffer, make = self.buffers.initial[node, "state"], Maker(node, "@state")
         x_all = stretch(make, x, frame.rows, frame.size).node
-        index = self.write_index(frame, buffer.tensor.static_shape[1])
-        written = make("write_rows", buffer, x_all, index)
+        axis = slot_axis(node.tensor.shape)
+        index = self.write_index(frame, buffer.tensor.static_shape[axis])
+        written = make("write_rows", buffer, x_all, index, axis=axis)
         return Placed(written, 1, node.tensor.shape)
+
+    def make_kept(self, node: Node) -> Steps:
+        buffer = yield node, "state"
+        axis, rank = slot_axis(node.tensor.shape), buffer.node.tensor.rank
+        order = (0, axis, *(i for i in range(1, rank) if i != axis))
+        if order == tuple(range(rank)):
+            return buffer
+        return replace(buffer, node=Maker(node, "@kept")("transpose", buffer.node, permutation=order))
 
     def write_index(self, frame: Frame, count: int) -> Node:
         """i32[B, n]: the slot of each position, and ``count``, which is none, for padding."""

@@ -14,7 +14,7 @@ from ...ir.ops import OPS
 from ...ir.types import TensorType
 from .derivation import Buffers, Derivation, Key, Steps, zeros
 from .frames import Frame, Slots
-from .placed import Maker, Placed, stretch
+from .placed import Maker, Placed, stretch, with_slots
 
 
 @dataclass(frozen=True)
@@ -158,15 +158,20 @@ def _carried(outer: Derivation, members: list[Node]) -> dict[Key, Node]:
             key = (node.sources[0], "tail")
             wanted[key] = (max(node.params["steps"], *wanted.get(key, (0,))),)
         elif node.op.name == "history" and outer.closed:
-            wanted[node.sources[0], "state"] = (frame.size,)
+            wanted[node.sources[0], "state"] = (frame.size,)  # every position of the frame has a slot
         if node in outer.buffers.stored:
             wanted[node, "state"] = ()
     if not outer.closed:
         return {key: outer.buffers.initial[key] for key in wanted}
-    return {
-        key: zeros(Maker(key[0]), key[0].tensor.with_shape((frame.rows, *extra, *key[0].tensor.static_shape)))
-        for key, extra in wanted.items()
-    }
+    return {key: _empty(frame.rows, key, extra) for key, extra in wanted.items()}
+
+
+def _empty(rows: int, key: Key, extra: tuple[int, ...]) -> Node:
+    """A buffer of zeros, for a derivation that begins at the start."""
+    node, place = key
+    value = node.tensor.static_shape
+    shape = with_slots(value, *extra) if place == "state" else (*extra, *value)
+    return zeros(Maker(node), node.tensor.with_shape((rows, *shape)))
 
 
 def _is_needed_outside(outer: Derivation, node: Node, members: frozenset[Node]) -> bool:

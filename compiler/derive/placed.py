@@ -96,6 +96,21 @@ def stretch(make: Maker, value: Placed, rows: int, size: int) -> Placed:
     return replace(value, node=make.broadcast(node, (rows, size, *own)), lead=2)
 
 
+def slot_axis(value: Shape) -> int:
+    """The axis of the slots in a buffer [B, …]: before the last one, [B, H, S, D] for heads of D numbers.
+
+    Products that are batched over heads then read the buffer as it is. With the slots in front, XLA's CPU
+    backend copies the whole buffer into such a layout at each step.
+    """
+    return max(1, len(value))
+
+
+def with_slots(value: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """The shape of one row of a buffer: ``count`` slots for values of this shape."""
+    axis = slot_axis(value) - 1
+    return (*value[:axis], count, *value[axis:])
+
+
 Extent = Callable[[Dim], int]
 
 

@@ -50,7 +50,7 @@ def derive_chunk(
         graph,
         {plan.clock: Frame(rows, chunk, positions, valid, slots, ends, append_slots("past", capacity))},
         inputs,
-        Buffers(frozenset(node for node, place in states if place == "state"), dict(plan.tails), held),
+        Buffers(frozenset(plan.histories), plan.tails, held),
         clock=plan.clock,
         closed=False,
         lengths={plan.clock: length},
@@ -136,7 +136,7 @@ def _recompute_all(
     """Every result from the stored inputs alone: one closed pass over all slots, then the chunk's."""
     graph, clock = derivation.graph, derivation.clock
     frame = derivation.frames[clock]
-    inputs = {node: derivation.value((node, "state")).node for node in derivation.given}
+    inputs = {node: derivation.value((node, "kept")).node for node in derivation.given}
     make = Maker(None, "recompute")
     steps = make("arange", label="positions", size=sizes.capacity)
     positions = make.broadcast(steps, (sizes.rows, sizes.capacity), "positions")

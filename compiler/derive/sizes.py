@@ -10,6 +10,7 @@ from ...ir.time import NOW, Access, delay_access
 from ...ir.types import Whole
 from ..program import State
 from .derivation import Key
+from .placed import with_slots
 from .states import StatePlan
 
 
@@ -51,7 +52,7 @@ def plan_states(graph: Graph, plan: StatePlan, sizes: Sizes) -> dict[Key, State]
 
     for node, window in sorted(plan.histories.items(), key=lambda item: rank[item[0]]):
         kind = "ring" if sizes.is_ring(window) else "append"
-        shape = (sizes.slots(window), *node.tensor.static_shape)
+        shape = with_slots(node.tensor.static_shape, sizes.slots(window))
         keep(node, "state", kind, shape, plan.access(node), plan.reasons[node])
     for node, steps in plan.tails.items():
         reason = f"read {steps} position{'s' * (steps > 1)} later"

@@ -35,9 +35,9 @@ class StatePlan:
     """What a graph keeps from step to step.
 
     ``histories`` maps each stored stream to the widest window that it is read through (None: the
-    whole prefix); ``layouts`` maps each ragged dimension to the window class whose slots it uses
-    (dimensions that share a stored stream share slots); ``tails`` maps delayed streams to the
-    longest delay; ``carries`` are feedback nodes; ``constants`` what a finished clock leaves.
+    whole prefix). ``layouts`` maps each ragged dimension to the window class whose slots it uses
+    (dimensions that share a stored stream share slots); ``tails`` maps delayed streams to the longest
+    delay; ``carries`` are feedback nodes; ``constants`` what a finished clock leaves.
     """
 
     strategy: str
@@ -72,12 +72,12 @@ def choose_states(graph: Graph, strategy: str = "auto") -> StatePlan:
         return StatePlan(
             strategy,
             clock,
-            dict.fromkeys(inputs),
-            {_dimension(h): None for h in histories},
-            {},
-            (),
-            constants,
-            dict.fromkeys(inputs, "an input; everything else is recomputed from it"),
+            histories={node: None for node in inputs},  # noqa: C420  a mapping to windows, not to nothing
+            layouts={_dimension(h): None for h in histories},
+            tails={},
+            carries=(),
+            constants=constants,
+            reasons=dict.fromkeys(inputs, "an input; everything else is recomputed from it"),
         )
     demanded = dict.fromkeys(h.sources[0] for h in histories)
     cut = _minimum_cut(graph, demanded) if strategy == "auto" else _Cut(tuple(demanded), frozenset())

@@ -3,6 +3,9 @@
     %b = reshape(%a, shape=(4, 8))         →     (gone, if nothing else reads it)
     %c = reshape(%b, shape=(32,))                %c = reshape(%a, shape=(32,))
 
+    %b = transpose(%a, permutation=(1, 0))  →     (gone)
+    %c = contraction(%x, %b, "d,pd->p")          %c = contraction(%x, %a, "d,dp->p")
+
     multiply(%x, 1.0)   add(%x, 0.0)   cast(%x, dtype="f32") of an f32   transpose(transpose(%x))   →   %x
 
 Must not fire where the result would have another type: ``multiply(%x, 1.0)`` is ``%x`` only when the
@@ -17,6 +20,7 @@ from dataclasses import replace
 import numpy as np
 
 from ...ir.graph import Graph, Node, make_node
+from ...ir.ops.linear import split_subscripts
 from ...ir.rewrite import copy_node, rebuild
 
 Rule = Callable[[Node], Node | None]
@@ -60,6 +64,22 @@ def _transpose(node: Node) -> Node | None:
     return _again(node, x.sources[0], permutation=tuple(inner[axis] for axis in order))
 
 
+def _contraction(node: Node) -> Node | None:
+    """Letters take the place of a transposed operand."""
+    terms = list(split_subscripts(node.params["subscripts"]))
+    sources = list(node.sources)
+    for i, source in enumerate(sources):
+        if source.op.name == "transpose":
+            order = source.params["permutation"]
+            terms[i] = "".join(terms[i][order.index(axis)] for axis in range(len(order)))
+            sources[i] = source.sources[0]
+    if tuple(sources) == node.sources:
+        return None
+    params = {"subscripts": f"{terms[0]},{terms[1]}->{terms[2]}"}
+    made = make_node(node.op, sources, params)
+    return replace(made, name=node.name, scope=node.scope, location=node.location)
+
+
 def _identity(node: Node) -> Node | None:
     return node.sources[0] if node.sources[0].type == node.type else None
 
@@ -85,6 +105,7 @@ def _neutral(value: float, either_side: bool) -> Rule:
 RULES: dict[str, Rule] = {
     "reshape": _reshape,
     "transpose": _transpose,
+    "contraction": _contraction,
     "cast": _identity,
     "broadcast_to": _identity,
     "multiply": _neutral(1, either_side=True),

@@ -33,9 +33,11 @@ def read_rows(x: Array, index: Array) -> Array:
     return x[rows, np.clip(index, 0, x.shape[1] - 1)]
 
 
-def _write_type(x: TensorType, values: TensorType, index: TensorType) -> TensorType:
+def _write_type(x: TensorType, values: TensorType, index: TensorType, *, axis: int = 1) -> TensorType:
     _index_checked(x, index)
-    if values != x.with_shape((*index.shape, *x.shape[2:])):
+    if not 1 <= axis < x.rank:
+        raise TypeMismatch(f"{x} has no axis {axis} of slots")
+    if values != x.with_shape((*index.shape, *x.shape[1:axis], *x.shape[axis + 1 :])):
         raise TypeMismatch(f"{values} are not the values at {index} of {x}")
     return x
 
@@ -45,11 +47,11 @@ def _write_work(operands: tuple[TensorType, ...], result: ValueType, params: Par
 
 
 @define(_write_type, _write_work, kind="program")
-def write_rows(x: Array, values: Array, index: Array) -> Array:
-    """x with x[b, index[b, i]] = values[b, i]; what has an index outside is not written"""
+def write_rows(x: Array, values: Array, index: Array, *, axis: int = 1) -> Array:
+    """x with slot index[b, i] of row b, on ``axis``, set to values[b, i]; an index outside is dropped"""
     result = x.copy()
-    row, column = np.nonzero((index >= 0) & (index < x.shape[1]))
-    result[row, index[row, column]] = values[row, column]
+    row, column = np.nonzero((index >= 0) & (index < x.shape[axis]))
+    np.moveaxis(result, axis, 1)[row, index[row, column]] = values[row, column]
     return result
 
 
