@@ -36,12 +36,17 @@ def plan_states(graph: Graph, plan: StatePlan, sizes: Sizes) -> dict[Key, State]
     states: dict[Key, State] = {}
     rank = {node: i for i, node in enumerate(graph.nodes)}
 
+    carried = dict(graph.feedback)  # a carry is known by the stream whose newest value it is
+    names: set[str] = set()
+
     def keep(node: Node, place: str, kind: str, shape: tuple[int, ...], access: Access, reason: str) -> None:
+        name = carried.get(node, node).name if place == "carry" else node.name
         # A stream can have two buffers, say a history and the tail of a delay.
-        taken = any(state.name == node.name for state in states.values())
+        name = f"{name}.{place}" if name in names else name
+        names.add(name)
         per_token = node.tensor.bytes if place == "state" else 0
         states[node, place] = State(
-            name=f"{node.name}.{place}" if taken else node.name,
+            name=name,
             kind=kind,
             type=node.tensor.with_shape((sizes.rows, *shape)),
             value=node.tensor,
