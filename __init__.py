@@ -23,7 +23,6 @@ from .compiler.language import (
     history,
     log,
     log1p,
-    matmul,
     max,
     maximum,
     mean,
@@ -31,7 +30,6 @@ from .compiler.language import (
     minimum,
     parameter,
     position,
-    reshape,
     rsqrt,
     sigmoid,
     sin,
@@ -47,7 +45,9 @@ from .compiler.language import (
     whole,
     zeros,
 )
-from .compiler.trace import Stream, scope, trace
+from .compiler.recording import scope
+from .compiler.stream import Stream, matmul, reshape
+from .compiler.trace import trace
 from .ir.errors import CausalityError, GraphError, SystolicError
 from .ir.graph import Graph
 from .ir.types import Size

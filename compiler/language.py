@@ -8,22 +8,14 @@ from __future__ import annotations
 
 import builtins
 import math
-import string
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from ..ir.errors import GraphError
 from ..ir.graph import make_node
 from ..ir.ops import OPS
 from ..ir.types import MAIN, Dim, Shape, Size, TensorType, is_ragged
-from .trace import Feedback, Stream, as_node, current_trace, emit, user_location
-
-
-def _fail(message: str) -> GraphError:
-    return GraphError(message, user_location())
-
+from .recording import OpenFeedback, current_trace, user_location
+from .stream import Feedback, Stream, as_node, emit, fail, reshape, shape_argument
 
 # ---- where values come from ----
 
@@ -36,7 +28,7 @@ def parameter(name: str, shape: Sequence[Dim | str], dtype: str = "f32") -> Stre
     if name not in known:
         known[name] = make_node(OPS["parameter"], (), {"type": type_}, name=name, location=user_location())
     if known[name].type != type_:
-        raise _fail(f"parameter {name} is {known[name].type} and cannot also be {type_}")
+        raise fail(f"parameter {name} is {known[name].type} and cannot also be {type_}")
     return Stream(known[name])
 
 
@@ -71,7 +63,7 @@ def delay(x: Stream, steps: int = 1, initial: Any = 0) -> Stream:
     """The value of ``x`` ``steps`` positions ago, and ``initial`` before the start."""
     _require_stream(x, "delay")
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
-        raise _fail(f"delay reads {steps!r} steps back; a non-causal read is possible only through whole()")
+        raise fail(f"delay reads {steps!r} steps back; a non-causal read is possible only through whole()")
     if steps == 0:
         return x
     return emit("delay", x, _filled(initial, x), steps=steps)
@@ -85,15 +77,14 @@ def whole(x: Stream) -> Stream:
 
 def feedback(initial: Any, clock: str = MAIN) -> Feedback:
     """The value that a stream had at t-1; call ``.close(stream)`` to say which stream."""
-    node = emit("feedback", constant(initial), clock=clock).node
-    result = Feedback(node)
-    current_trace().feedback.append(result)
-    return result
+    opened = OpenFeedback(emit("feedback", constant(initial), clock=clock).node, user_location())
+    current_trace().feedback.append(opened)
+    return Feedback(opened)
 
 
 def _require_stream(x: Any, name: str) -> None:
     if not isinstance(x, Stream) or x.node.clock is None:
-        raise _fail(f"{name} needs a value that changes over time, not {x!r}")
+        raise fail(f"{name} needs a value that changes over time, not {x!r}")
 
 
 def _filled(value: Any, like: Stream) -> Stream:
@@ -173,25 +164,9 @@ def cast(x: Stream, dtype: str) -> Stream:
 # ---- shapes ----
 
 
-def _shape_argument(shape: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
-
-
-def reshape(x: Stream, *shape: Any) -> Stream:
-    """The same elements in another shape; one dimension may be -1."""
-    target = list(_shape_argument(shape))
-    if target.count(-1) == 1:
-        known = math.prod(d for d in target if isinstance(d, int) and d != -1)
-        total = math.prod(d for d in x.shape if isinstance(d, int))
-        if not known or total % known:
-            raise _fail(f"{x.node.type} cannot be reshaped to {target}")
-        target[target.index(-1)] = total // known
-    return x if tuple(target) == x.shape else emit("reshape", x, shape=tuple(target))
-
-
 def transpose(x: Stream, *permutation: int) -> Stream:
     """Reorders the axes; without arguments, reverses them."""
-    order = _shape_argument(permutation) or tuple(reversed(range(x.ndim)))
+    order = shape_argument(permutation) or tuple(reversed(range(x.ndim)))
     return emit("transpose", x, permutation=tuple(axis % x.ndim for axis in order))
 
 
@@ -215,7 +190,7 @@ def split(x: Stream, sizes: Sequence[int], axis: int = -1) -> list[Stream]:
     """Cuts a stream into parts of the given sizes along an axis."""
     axis = _axis(x, axis)
     if builtins.sum(sizes) != x.shape[axis]:
-        raise _fail(f"parts of {list(sizes)} do not add up to axis {axis} of {x.node.type}")
+        raise fail(f"parts of {list(sizes)} do not add up to axis {axis} of {x.node.type}")
     parts, start = [], 0
     for size in sizes:
         parts.append(_slice_axis(x, axis, start, start + size))
@@ -225,7 +200,7 @@ def split(x: Stream, sizes: Sequence[int], axis: int = -1) -> list[Stream]:
 
 def _axis(x: Stream, axis: int) -> int:
     if not -x.ndim <= axis < x.ndim:
-        raise _fail(f"{x.node.type} has no axis {axis}")
+        raise fail(f"{x.node.type} has no axis {axis}")
     return axis % x.ndim
 
 
@@ -234,53 +209,6 @@ def _slice_axis(x: Stream, axis: int, start: int, limit: int) -> Stream:
     limits = [dim if isinstance(dim, int) else -1 for dim in x.shape]
     starts[axis], limits[axis] = start, limit
     return emit("slice", x, starts=tuple(starts), limits=tuple(limits))
-
-
-def index_stream(x: Stream, index: Any) -> Stream:
-    """``x[index]`` with numbers, slices without a step, ``None``, ``...``, or one integer stream."""
-    if isinstance(index, Stream):
-        return take(x, index, axis=0)
-    entries = list(index) if isinstance(index, tuple) else [index]
-    used = builtins.sum(entry is not None and entry is not Ellipsis for entry in entries)
-    if used > x.ndim:
-        raise _fail(f"{x.node.type} has fewer axes than the index {index!r}")
-    at = entries.index(Ellipsis) if Ellipsis in entries else len(entries)
-    entries[at : at + 1] = [slice(None)] * (x.ndim - used)
-    starts, limits, axis = [], [], 0
-    shape: list[Dim] = []
-    for entry in entries:
-        if entry is None:
-            shape.append(1)
-            continue
-        dim = x.shape[axis]
-        start, limit, kept = _resolve_entry(x, axis, dim, entry)
-        starts.append(start)
-        limits.append(limit)
-        if kept is not None:
-            shape.append(kept)
-        axis += 1
-    whole_axes = all(s == 0 and lim in (-1, d) for s, lim, d in zip(starts, limits, x.shape, strict=True))
-    part = x if whole_axes else emit("slice", x, starts=tuple(starts), limits=tuple(limits))
-    return reshape(part, *shape)
-
-
-def _resolve_entry(x: Stream, axis: int, dim: Dim, entry: Any) -> tuple[int, int, Dim | None]:
-    """Start, limit and remaining dimension (None if it disappears) of one part of an index."""
-    if entry == slice(None) if isinstance(entry, slice) else False:
-        return 0, dim if isinstance(dim, int) else -1, dim
-    if not isinstance(dim, int):
-        raise _fail(
-            f"axis {axis} of {x.node.type} is a part of time, where an index has no fixed meaning; "
-            "read one position with delay(x, steps)"
-        )
-    if isinstance(entry, slice):
-        if entry.step not in (None, 1):
-            raise _fail("a slice with a step is not supported; reshape first, then index")
-        start, limit, _ = entry.indices(dim)
-        return start, builtins.max(start, limit), builtins.max(start, limit) - start
-    if isinstance(entry, (int, np.integer)) and -dim <= entry < dim:
-        return int(entry) % dim, int(entry) % dim + 1, None
-    raise _fail(f"index {entry!r} is outside axis {axis} of {x.node.type}")
 
 
 # ---- algebra ----
@@ -292,7 +220,7 @@ def einsum(subscripts: str, *operands: Any) -> Stream:
     inputs, arrow, result = text.partition("->")
     terms = inputs.split(",")
     if not arrow or len(terms) != len(operands):
-        raise _fail(f"subscripts {subscripts!r} do not name {len(operands)} operands and a result")
+        raise fail(f"subscripts {subscripts!r} do not name {len(operands)} operands and a result")
     streams = [Stream(as_node(operand)) for operand in operands]
     if len(streams) == 1:
         return _einsum_one(streams[0], terms[0], result)
@@ -309,32 +237,12 @@ def einsum(subscripts: str, *operands: Any) -> Stream:
 
 def _einsum_one(x: Stream, term: str, result: str) -> Stream:
     if len(term) != x.ndim or len(set(term)) != len(term) or not set(result) <= set(term):
-        raise _fail(f"'{term}->{result}' does not name the axes of {x.node.type}, each once")
+        raise fail(f"'{term}->{result}' does not name the axes of {x.node.type}, each once")
     dropped = tuple(i for i, letter in enumerate(term) if letter not in result)
     kept = [letter for letter in term if letter in result]
     reduced = emit("sum", x, axes=dropped) if dropped else x
     order = tuple(kept.index(letter) for letter in result)
     return reduced if order == tuple(range(len(order))) else transpose(reduced, *order)
-
-
-def matmul(x: Any, y: Any) -> Stream:
-    """``x @ y``: contracts the last axis of x with the first (of a vector) or second to last of y."""
-    left, right = Stream(as_node(x)), Stream(as_node(y))
-    if not left.ndim or not right.ndim:
-        raise _fail(f"@ needs vectors or matrices, not {left.node.type} and {right.node.type}")
-    letters = iter(string.ascii_lowercase)
-    batch = [next(letters) for _ in range(builtins.max(left.ndim, right.ndim, 2) - 2)]
-    row, inner, column = (next(letters) for _ in range(3))
-    x_term = [*batch[len(batch) - builtins.max(left.ndim - 2, 0) :], *([row] if left.ndim > 1 else []), inner]
-    y_term = [
-        *batch[len(batch) - builtins.max(right.ndim - 2, 0) :],
-        inner,
-        *([column] if right.ndim > 1 else []),
-    ]
-    result = [*batch, *([row] if left.ndim > 1 else []), *([column] if right.ndim > 1 else [])]
-    return emit(
-        "contraction", left, right, subscripts=f"{''.join(x_term)},{''.join(y_term)}->{''.join(result)}"
-    )
 
 
 def _axes(x: Stream, axis: int | Sequence[int] | None) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ from ..compiler.language import (
     tanh,
     whole,
 )
-from ..compiler.trace import Stream
+from ..compiler.stream import Stream
 from ..ir.errors import SystolicError
 
 Activation = Callable[[Stream], Stream]

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from ..compiler.trace import Stream, scope
+from ..compiler.recording import scope
+from ..compiler.stream import Stream
 from ..ir.errors import SystolicError
 from .blocks import attention, embedding, gated_mlp, linear, rms_norm
 from .rope import CosSin, RopeFields, rotate, rotation

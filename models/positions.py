@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..compiler.language import concatenate, cos, parameter, position, sin, take
-from ..compiler.trace import Stream
+from ..compiler.stream import Stream
 
 UNLIMITED = 2**31 - 1  # the context of a model that has no positions: they are counted in i32
 

@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..compiler.language import concatenate, cos, maximum, position, reshape, sin, split, stack, where
-from ..compiler.trace import Stream
+from ..compiler.stream import Stream
 from ..ir.errors import SystolicError
 from .spec import Config, Size
 

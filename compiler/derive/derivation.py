@@ -324,9 +324,8 @@ class Derivation:
         return next(previous for previous, _ in self.graph.feedback if previous in members)
 
     def make_loop(self, node: Node) -> Steps:
-        from .loop import make_loop
-
-        return make_loop(self, self.cycles[node])
+        """A chunk of one position needs no loop; ``loop.ChunkDerivation`` makes those of longer ones."""
+        raise NotImplementedError(f"{node.name} is run step by step")
 
     # ---- the last position ----
 

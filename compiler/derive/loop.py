@@ -108,6 +108,13 @@ class LoopBody(Derivation):
         yield  # a generator like the others, though it waits for nothing
 
 
+class ChunkDerivation(Derivation):
+    """A derivation for chunks of any length: what depends on its own past becomes a loop."""
+
+    def make_loop(self, node: Node) -> Steps:
+        return make_loop(self, self.cycles[node])
+
+
 def make_loop(outer: Derivation, members: frozenset[Node]) -> Steps:
     """Builds the body and the loop node of a strongly connected part of a derivation."""
     graph = outer.graph

@@ -13,6 +13,7 @@ from ..passes.simplify import simplify
 from ..program import STATE_PREFIX, Program
 from .derivation import Buffers, Derivation
 from .frames import Frame, Slots, append_slots, chunk_positions, ring_slots
+from .loop import ChunkDerivation
 from .placed import Maker, stretch
 from .sizes import Sizes, plan_states
 from .states import StatePlan
@@ -46,7 +47,7 @@ def derive_chunk(
     held = {key: _program_input(STATE_PREFIX + state.name, state.type) for key, state in states.items()}
     positions, valid = chunk_positions(rows, chunk, offset, length)
     slots = _slots(plan, sizes, offset, length)
-    derivation = Derivation(
+    derivation = ChunkDerivation(
         graph,
         {plan.clock: Frame(rows, chunk, positions, valid, slots, ends, append_slots("past", capacity))},
         inputs,
@@ -126,7 +127,7 @@ def _closed(
         positions, valid = chunk_positions(rows, size, start, counts[name])
         ends[name] = valid
         frames[name] = Frame(rows, size, positions, valid, {}, ends, append_slots("past", size))
-    derivation = Derivation(graph, frames, inputs, Buffers(), clock=clock, closed=True, lengths=counts)
+    derivation = ChunkDerivation(graph, frames, inputs, Buffers(), clock=clock, closed=True, lengths=counts)
     return derivation, counts
 
 
@@ -146,7 +147,7 @@ def _recompute_all(
         sizes.rows, sizes.capacity, positions, valid, {}, frame.ends, append_slots("past", sizes.capacity)
     )
     constants = {key: node for key, node in derivation.buffers.initial.items() if key[1] == "constant"}
-    closed = Derivation(
+    closed = ChunkDerivation(
         graph,
         {clock: everything},
         inputs,

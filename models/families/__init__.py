@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ...compiler.trace import Stream, trace
+from ...compiler.stream import Stream
+from ...compiler.trace import trace
 from ...ir.errors import GraphError, SystolicError
 from ...ir.graph import Graph
 from ..spec import Config

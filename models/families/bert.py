@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...compiler.language import parameter, tanh
-from ...compiler.trace import Stream, scope
+from ...compiler.recording import scope
+from ...compiler.stream import Stream
 from ...ir.errors import SystolicError
 from ..blocks import activation, at_position, embedding, layer_norm, linear, mlp, two_sided_attention
 from ..encoder import heads_of

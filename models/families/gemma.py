@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...compiler.trace import Stream
+from ...compiler.stream import Stream
 from ..blocks import gated_mlp, rms_norm, soft_cap
 from ..decoder import LayerTypes, Norms, RotaryDecoder
 from ..spec import Size

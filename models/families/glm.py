@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...compiler.trace import Stream
+from ...compiler.stream import Stream
 from ..blocks import fused_gated_mlp
 from ..decoder import Norms, RotaryDecoder
 from ..spec import Size

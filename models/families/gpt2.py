@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...compiler.language import split
-from ...compiler.trace import Stream, scope
+from ...compiler.recording import scope
+from ...compiler.stream import Stream
 from ...ir.errors import SystolicError
 from ..blocks import attention, embedding, layer_norm, linear, mlp
 from ..positions import learned_positions

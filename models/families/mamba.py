@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...compiler.language import einsum, exp, feedback, parameter, split, zeros
-from ...compiler.trace import Stream, scope
+from ...compiler.recording import scope
+from ...compiler.stream import Stream
 from ...ir.errors import SystolicError
 from ..blocks import activation, depthwise_convolution, embedding, linear, rms_norm, softplus
 from ..positions import UNLIMITED

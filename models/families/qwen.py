@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...compiler.trace import Stream
+from ...compiler.stream import Stream
 from ...ir.errors import SystolicError
 from ..decoder import LayerTypes, RotaryDecoder
 from ..spec import Size

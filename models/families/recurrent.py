@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...compiler.language import einsum, feedback, parameter, sigmoid, split, tanh, zeros
-from ...compiler.trace import Stream, scope
+from ...compiler.recording import scope
+from ...compiler.stream import Stream
 from ..blocks import embedding, linear
 from ..positions import UNLIMITED
 from ..spec import Size
