@@ -27,7 +27,10 @@ class Model:
     """A model that is ready to be compiled. ``weights`` is None for a bare config.json.
 
     ``graph`` computes ``logits`` f32[vocabulary_size] from ``token`` i32[]. ``context_length`` is how
-    many positions the model was made for. ``add_bos`` says whether a text begins with ``bos_id``.
+    many positions the model was made for. ``add_bos`` says whether a text begins with ``bos_id``;
+    ``start_id`` is what an encoder-decoder's target begins with.
+    ``sampling`` is how generation_config.json asks tokens to be drawn (temperature, top_k, top_p); it is
+    empty where the most likely token is to be taken.
     """
 
     name: str
@@ -41,6 +44,8 @@ class Model:
     eos_ids: tuple[int, ...]
     tokenizer_path: Path | None
     add_bos: bool
+    start_id: int | None
+    sampling: Mapping[str, float]
 
 
 def load(path_or_name: str | Path = DEFAULT, dtype: str = "f32") -> Model:
@@ -53,13 +58,12 @@ def load(path_or_name: str | Path = DEFAULT, dtype: str = "f32") -> Model:
         raise SystolicError(f"weights cannot be kept as {dtype!r}; known: {', '.join(WEIGHT_DTYPES)}")
     path = _locate(path_or_name)
     config = read_config(path if path.is_file() else path / "config.json")
-    spec, graph = build(config)
+    directory = path if path.is_dir() else None
+    stored = None if directory is None else read_checkpoint(directory)
+    spec, graph = build(config, stored)
     if dtype != "f32":
         graph = keep_weights_as(graph, dtype)
-    directory = path if path.is_dir() else None
-    weights = None
-    if directory is not None:
-        weights = fit(graph, read_checkpoint(directory), family_of(config).naming, str(directory))
+    weights = None if stored is None else fit(graph, stored, family_of(config).naming, str(directory))
     return Model(
         name=path.resolve().name if directory is not None else path.stem,
         path=path,
@@ -113,6 +117,7 @@ def _generation(config: Config, directory: Path | None) -> dict[str, Any]:
     sources = [source for source in (files["generation_config.json"], config) if source is not None]
     bos = next((ids[0] for source in sources if (ids := source.token_ids("bos_token_id"))), None)
     eos = next((ids for source in sources if (ids := source.token_ids("eos_token_id"))), ())
+    starts = (source.token_ids("decoder_start_token_id") for source in sources)
     tokenizer = _optional(directory, "tokenizer.json")
     settings = files["tokenizer_config.json"]
     if settings is not None and settings.values.get("add_bos_token") is not None:
@@ -124,6 +129,18 @@ def _generation(config: Config, directory: Path | None) -> dict[str, Any]:
         "eos_ids": eos,
         "tokenizer_path": Path(tokenizer.source) if tokenizer is not None else None,
         "add_bos": add_bos,
+        "start_id": next((ids[0] for ids in starts if ids), None),
+        "sampling": _sampling(files["generation_config.json"]),
+    }
+
+
+def _sampling(settings: Config | None) -> dict[str, float]:
+    """The sampling of generation_config.json; with ``do_sample`` off, its other fields mean nothing."""
+    if settings is None or not settings.values.get("do_sample"):
+        return {}
+    given = {name: settings.values.get(name) for name in ("temperature", "top_k", "top_p")}
+    return {"temperature": 1.0} | {
+        name: settings.number(name) for name, value in given.items() if value is not None
     }
 
 

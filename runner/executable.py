@@ -297,6 +297,8 @@ def model_of_graph(graph: Graph, weights: Mapping[str, np.ndarray] | None, capac
         eos_ids=(),
         tokenizer_path=None,
         add_bos=False,
+        start_id=None,
+        sampling={},
     )
 
 

@@ -119,6 +119,24 @@ def test_run_with_ids_stop_and_sampling(cli, stories, case):
     assert json.loads(out)["new_ids"] == case["new_ids"][:6]
 
 
+def test_run_samples_as_the_checkpoint_asks_and_flags_override(cli, stories, case, tmp_path):
+    folder = tmp_path / "asks"
+    shutil.copytree(stories, folder)
+    settings = {"bos_token_id": 1, "eos_token_id": 2, "temperature": 1.5, "top_k": 50}
+
+    def new_ids(do_sample: bool, *flags: object) -> list[int]:
+        (folder / "generation_config.json").chmod(0o644)
+        (folder / "generation_config.json").write_text(json.dumps({**settings, "do_sample": do_sample}))
+        arguments = ["run", folder, "--prompt", case["prompt"], "--max-new-tokens", 12, "--backend", "numpy"]
+        return json.loads(cli(*arguments, "--json", *flags)[1])["new_ids"]
+
+    greedy = case["new_ids"][:12]
+    assert new_ids(False) == greedy
+    assert new_ids(True) != greedy
+    assert new_ids(True) == new_ids(False, "--temperature", 1.5, "--top-k", 50)
+    assert new_ids(True, "--temperature", 0) == greedy
+
+
 def test_run_without_a_tokenizer_prints_ids(cli, shared):
     folder = shared / "oracle" / "gpt2"
     recorded = np.load(folder / "oracle.npz")

@@ -16,6 +16,7 @@ from .arguments import DEFAULT_MODEL, Backend, Capacity, Json, ModelArgument, St
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ...models.load import Model
     from ..executable import Executable
 
 INTERRUPTED_STATUS = 130
@@ -36,9 +37,18 @@ def run(
     prompt: Annotated[str | None, typer.Option(help="The text to continue.")] = None,
     prompt_ids: Annotated[str | None, typer.Option(help='Token ids instead, like "1,403,407".')] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Stop after so many tokens.")] = 64,
-    temperature: Annotated[float, typer.Option(help="0 always takes the most likely token.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Draw from the k most likely tokens only; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Draw from the most likely tokens with this mass.")] = 1.0,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            help="0 always takes the most likely token. Default: as generation_config.json says, or 0."
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Draw from the k most likely tokens only; 0: all.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the most likely tokens with this mass.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed draws the same tokens.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; can be repeated.")] = None,
     backend: Backend = "xla",
@@ -57,9 +67,7 @@ def run(
     steps = executable.steps(
         ids,
         max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
+        **_sampling(executable.model, temperature, top_k, top_p),
         seed=seed,
         stop=stop or (),
         ignore_eos=ignore_eos,
@@ -87,6 +95,15 @@ def _prompt(prompt: str | None, prompt_ids: str | None) -> str | list[int]:
         return [int(part) for part in prompt_ids.replace(",", " ").split()]
     except ValueError:
         raise SystolicError(f'--prompt-ids must be integers like "1,403,407", not {prompt_ids!r}') from None
+
+
+def _sampling(
+    model: Model, temperature: float | None, top_k: int | None, top_p: float | None
+) -> dict[str, Any]:
+    """How tokens are drawn: what the flags say, and behind them the model's own settings."""
+    asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    settings = {**model.sampling, **{name: value for name, value in asked.items() if value is not None}}
+    return {**settings, "top_k": int(settings.get("top_k", 0))}
 
 
 def _follow(executable: Executable, ids: Sequence[int], steps: Any, record: Record, *, show: bool) -> None:
