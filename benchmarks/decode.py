@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 import systolic as sy
 
 from .jax_llama import empty_cache, make_step

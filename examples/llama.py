@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 import systolic as sy
 
 VOCABULARY, WIDTH, HIDDEN, LAYERS = 256, 64, 128, 2

@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from programs_by_hand import input_node, program_from, recurrence_body, writing_body
+
 from systolic.compiler.program import Program
 from systolic.ir.graph import Graph, Node, make_node
 from systolic.ir.ops import OPS

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from systolic.compiler.program import Program
 from systolic.ir.errors import Location
 from systolic.ir.evaluate import evaluate

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import systolic as sy
 from hypothesis import strategies as st
+
+import systolic as sy
 from systolic.compiler.derive import derive_chunk, derive_score
 from systolic.compiler.program import STATE_PREFIX
 from systolic.ir.evaluate import evaluate
@@ -128,7 +129,8 @@ def run_in_chunks(
         )
         if states is None:
             states = {
-                STATE_PREFIX + s.name: np.zeros(s.type.static_shape, DTYPES[s.type.dtype]) for s in program.states
+                STATE_PREFIX + s.name: np.zeros(s.type.static_shape, DTYPES[s.type.dtype])
+                for s in program.states
             }
         taken = np.full((rows, chunk, *values.shape[2:]), 7.0, np.float32)
         for row, count in enumerate(call):

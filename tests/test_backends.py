@@ -20,6 +20,7 @@ from programs_by_hand import (
     weight,
 )
 from random_graphs import WIDTH, build, draw_parameters, recipes
+
 from systolic.backends import backend_named
 from systolic.backends.jax_table import to_jax
 from systolic.backends.numpy_backend import NumpyBackend

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+
 import systolic as sy
 from systolic.ir.interpret import interpret
 from systolic.models import blocks

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import systolic as sy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import systolic as sy
 from systolic.ir.errors import CausalityError
 from systolic.ir.graph import Graph
 from systolic.ir.interpret import interpret

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 from jax.extend.backend import get_backend, get_compile_options
+
 from systolic.runner import artifacts
 from systolic.runner.cli import main
 from systolic.runner.commands.score import windows

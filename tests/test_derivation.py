@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import systolic as sy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_graphs import WIDTH, build, draw_parameters, recipes, run_at_once, run_in_chunks
+
+import systolic as sy
 from systolic.compiler.derive import choose_states, derive_chunk, derive_score, derive_source
 from systolic.ir.evaluate import evaluate
 from systolic.ir.interpret import interpret
@@ -85,9 +86,7 @@ def encoder_decoder(source, target):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_clocks(strategy):
-    graph = sy.trace(
-        encoder_decoder, source=f"f32[{WIDTH}]@source", target=f"f32[{WIDTH}]@target"
-    )
+    graph = sy.trace(encoder_decoder, source=f"f32[{WIDTH}]@source", target=f"f32[{WIDTH}]@target")
     parameters = draw_parameters(graph)
     source, target = draw_values(2, 6, seed=2), draw_values(2, 7, seed=3)
     counts = np.array([6, 4], np.int32)
@@ -103,17 +102,21 @@ def test_two_clocks(strategy):
 
     plan = choose_states(graph, strategy)
     first = derive_source(graph, plan, rows=2, source_lengths={"source": 6}, capacity=8)
-    states = evaluate(first.graph, {**parameters, "source": source, "length.source": counts, "offset": full, "length": full})
-    assert {s.kind for s in first.states} == {"constant"}
-    program = derive_chunk(
-        graph, plan, rows=2, chunk=1, capacity=8, source_lengths={"source": 6}, last=False
+    states = evaluate(
+        first.graph, {**parameters, "source": source, "length.source": counts, "offset": full, "length": full}
     )
+    assert {s.kind for s in first.states} == {"constant"}
+    program = derive_chunk(graph, plan, rows=2, chunk=1, capacity=8, source_lengths={"source": 6}, last=False)
     for state in program.states:
         if state.kind != "constant":
             states[f"state.{state.name}"] = np.zeros(state.type.static_shape, np.float32)
     outputs = []
     for t in range(7):
-        step = {"target": target[:, t : t + 1], "offset": np.full(2, t, np.int32), "length": np.ones(2, np.int32)}
+        step = {
+            "target": target[:, t : t + 1],
+            "offset": np.full(2, t, np.int32),
+            "length": np.ones(2, np.int32),
+        }
         results = evaluate(program.graph, {**parameters, **states, **step, "length.source": counts})
         outputs.append(results["output"][:, 0])
         states.update({name: value for name, value in results.items() if name.startswith("state.")})
@@ -133,7 +136,9 @@ def test_grouped_keys_are_stored_before_they_are_repeated():
     def model(x):
         k = (x @ sy.parameter("wk", (16, 8))).reshape(2, 4).named("k")
         repeated = sy.broadcast_to(k.reshape(2, 1, 4), (2, 3, 4)).reshape(6, 4)
-        scores = sy.einsum("hd,phd->hp", sy.reshape(x @ sy.parameter("wq", (16, 24)), 6, 4), sy.history(repeated))
+        scores = sy.einsum(
+            "hd,phd->hp", sy.reshape(x @ sy.parameter("wq", (16, 24)), 6, 4), sy.history(repeated)
+        )
         return sy.sum(sy.softmax(scores), (0, 1))
 
     found = states_of(model, x="f32[16]")

@@ -6,8 +6,9 @@ import json
 
 import numpy as np
 import pytest
-import systolic as sy
 from safetensors.numpy import load_file, save_file
+
+import systolic as sy
 from systolic.ir.interpret import interpret
 from systolic.models.blocks import at_position
 from systolic.models.families import build

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import systolic as sy
 from safetensors.numpy import load_file, save_file
+
+import systolic as sy
 from systolic.compiler.derive import choose_states, derive_chunk, derive_score
 from systolic.ir.evaluate import evaluate
 from systolic.ir.interpret import interpret

@@ -16,6 +16,7 @@ from programs_by_hand import (
     weight,
 )
 from random_graphs import WIDTH, build, draw_parameters
+
 from systolic.backends.jax_table import to_jax
 from systolic.compiler.derive import derive_score
 from systolic.ir.graph import Graph

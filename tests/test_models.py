@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import systolic as sy
 from safetensors.numpy import save_file
+
+import systolic as sy
 from systolic.ir.interpret import interpret
 from systolic.models.families import FAMILIES, build
 from systolic.models.load import load

@@ -18,6 +18,7 @@ from programs_by_hand import (
     program_from,
     writing_body,
 )
+
 from systolic.backends.numpy_backend import NumpyBackend
 from systolic.backends.numpy_source import emit_numpy
 from systolic.ir.graph import Graph, Node

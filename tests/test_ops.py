@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from op_samples import ERRORS, SAMPLED_THROUGH_OTHERS, SAMPLES, TIME_OPS, ErrorSample, Sample, program_of
+
 from systolic.backends.jax_table import JAX, to_jax
 from systolic.backends.numpy_backend import NumpyBackend
 from systolic.backends.numpy_ops import EXPRESSIONS

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import systolic as sy
 from hypothesis import given, settings
 from random_graphs import build, draw_parameters, recipes
+
+import systolic as sy
 from systolic.compiler.passes.fold_constants import fold_constants
 from systolic.compiler.passes.share import share
 from systolic.compiler.passes.simplify import simplify

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 import systolic as sy
 from systolic.ir.interpret import interpret
 from systolic.models import blocks

@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 import pytest
+
 import systolic as sy
 from systolic.models.load import load
 from systolic.runner.executable import compile

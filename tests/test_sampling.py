@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+
 from systolic.ir.errors import SystolicError
 from systolic.runner.sampling import (
     Sampling,

@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pydot
 import pytest
-import systolic as sy
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+
+import systolic as sy
 from systolic.ir.dot import ACCESS_COLOURS, to_dot
 from systolic.ir.errors import GraphError, Location
 from systolic.ir.graph import Graph, make_node

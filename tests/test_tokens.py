@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from systolic.ir.errors import SystolicError
 from systolic.runner.tokens import StopStrings, TextStream, Tokenizer
 

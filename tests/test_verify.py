@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 import systolic as sy
 from systolic.ir.errors import GraphError, Location
 from systolic.ir.graph import Edge, Graph, Node, make_node

@@ -7,8 +7,9 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
-import systolic as sy
 from safetensors.numpy import save_file
+
+import systolic as sy
 from systolic.models.load import load
 from systolic.models.weights import read_checkpoint, read_file
 

@@ -16,6 +16,7 @@ from programs_by_hand import (
     input_node,
     program_from,
 )
+
 from systolic.backends.numpy_backend import NumpyBackend
 from systolic.backends.stablehlo import emit_stablehlo
 from systolic.backends.xla import XlaBackend, default_cache_directory, portable_artifact
