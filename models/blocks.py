@@ -87,9 +87,11 @@ def attention(
     return mix(q, keys, values, scale=scale, softcap=softcap, bias=bias)
 
 
-def two_sided_attention(q: Stream, k: Stream, v: Stream, *, scale: float) -> Stream:
+def two_sided_attention(
+    q: Stream, k: Stream, v: Stream, *, scale: float, bias: Stream | None = None
+) -> Stream:
     """Like ``attention``, but every position sees the keys and values of the whole text."""
-    return mix(q, whole(k.named("k")), whole(v.named("v")), scale=scale)
+    return mix(q, whole(k.named("k")), whole(v.named("v")), scale=scale, bias=bias)
 
 
 def mix(

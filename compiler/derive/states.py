@@ -24,6 +24,7 @@ from ...ir.errors import SystolicError
 from ...ir.graph import Graph, Node
 from ...ir.time import Access, window_access
 from ...ir.types import Past
+from .sources import constants_read
 
 STRATEGIES = ("auto", "sources", "tokens")
 OPERATIONS_PER_BYTE = 4.0  # f32 operations that a CPU core does while memory delivers one byte
@@ -66,7 +67,7 @@ def choose_states(graph: Graph, strategy: str = "auto") -> StatePlan:
     if clock is None:
         raise SystolicError(f"the output of {graph.name} is constant: there is nothing to decode")
     histories = [n for n in graph.nodes if n.op.name == "history" and n.clock == clock]
-    constants = _constants(graph, clock)
+    constants = constants_read(graph, clock)
     if strategy == "tokens":
         inputs = [n for n in graph.inputs if n.clock == clock]
         return StatePlan(
@@ -98,17 +99,6 @@ def _dimension(history: Node) -> Past:
     dim = history.tensor.shape[0]
     assert isinstance(dim, Past)
     return dim
-
-
-def _constants(graph: Graph, clock: str) -> tuple[Node, ...]:
-    """What other clocks leave behind and ``clock`` reads: constant nodes that need a whole sequence."""
-    settled: set[Node] = set()
-    for node in graph.nodes:
-        is_whole = node.op.name == "whole" and node.sources[0].clock != clock
-        if node.clock is None and (is_whole or any(s in settled for s in node.sources)):
-            settled.add(node)
-    read = (s for node in graph.nodes if node.clock == clock for s in node.sources)
-    return tuple(dict.fromkeys(s for s in read if s in settled))
 
 
 @dataclass(frozen=True)

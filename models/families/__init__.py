@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from .llama import Llama, Mistral
 from .mamba import Mamba
 from .qwen import Qwen2, Qwen3
 from .recurrent import Gru, Lstm
+from .t5 import T5, Mt5, Umt5, with_head_of_file
 from .wavenet import Wavenet
 
 
@@ -38,10 +40,14 @@ class LanguageModel(Protocol):
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of checkpoint: its model, and how its files name tensors."""
+    """One kind of checkpoint: its model, and how its files name tensors.
+
+    ``settle`` completes a config by the names of the stored tensors (None: not known), where they decide.
+    """
 
     model: type[Any]
     naming: Naming
+    settle: Callable[[Config, Collection[str] | None], Config] = lambda config, stored: config
 
 
 _LLAMA = Naming("model.", (r"rotary_emb\.inv_freq",), tied={"lm_head.weight": "model.embed_tokens.weight"})
@@ -59,6 +65,10 @@ _BERT = Naming(
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     },
 )
+_T5 = Naming(
+    unused=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+    tied={f"{stack}.embed_tokens.weight": "shared.weight" for stack in ("encoder", "decoder")},
+)
 FAMILIES: dict[str, Family] = {
     "bert": Family(Bert, _BERT),
     "gemma2": Family(Gemma2, _LLAMA),
@@ -69,8 +79,11 @@ FAMILIES: dict[str, Family] = {
     "lstm_lm": Family(Lstm, Naming()),
     "mamba": Family(Mamba, Naming("backbone.", tied={"lm_head.weight": "backbone.embeddings.weight"})),
     "mistral": Family(Mistral, _LLAMA),
+    "mt5": Family(Mt5, _T5, with_head_of_file),
     "qwen2": Family(Qwen2, _LLAMA),
     "qwen3": Family(Qwen3, _LLAMA),
+    "t5": Family(T5, _T5, with_head_of_file),
+    "umt5": Family(Umt5, _T5, with_head_of_file),
     # The last layer adds to a stream that nothing reads.
     "wavenet_lm": Family(Wavenet, Naming(unused=(r"residual\.\d+\.\w+",))),
 }
@@ -86,14 +99,17 @@ def family_of(config: Config) -> Family:
     return FAMILIES[model_type]
 
 
-def build(config: Config) -> tuple[LanguageModel, Graph]:
+def build(config: Config, stored: Collection[str] | None = None) -> tuple[LanguageModel, Graph]:
     """The model that a config describes, and its per-token graph: ``token`` i32[] to ``logits`` f32[V].
 
-    Raises ``SystolicError`` naming the config's field that is missing, unknown or of another type.
+    ``stored`` names the tensors of the checkpoint, where there is one. Raises ``SystolicError`` naming
+    the config's field that is missing, unknown or of another type.
     """
-    model: LanguageModel = config.read(family_of(config).model)
+    family = family_of(config)
+    model: LanguageModel = family.settle(config, stored).read(family.model)
+    inputs = getattr(family.model, "inputs", {})  # with their clocks, where there is more than one
     try:
-        return model, trace(model.step, name=config.text("model_type"), token="i32[]")
+        return model, trace(model.step, name=config.text("model_type"), **inputs)
     except GraphError:
         raise
     except SystolicError as error:
