@@ -96,6 +96,14 @@ def _write_rows(x: Array, values: Array, index: Array, *, axis: int = 1) -> Arra
     return jnp.moveaxis(written, 1, axis)
 
 
+def _linear_scan(decay: Array, inflow: Array, start: Array) -> Array:
+    def join(first: tuple[Array, Array], then: tuple[Array, Array]) -> tuple[Array, Array]:
+        return then[0] * first[0], then[0] * first[1] + then[1]
+
+    inflow = inflow.at[:, 0].add(decay[:, 0] * start)
+    return jax.lax.associative_scan(join, (decay, inflow), axis=1)[1]
+
+
 def _loop(*arrays: Array, body: Graph, carries: int, scanned: int, length: int) -> tuple[Array, ...]:
     names = [node.name for node in body.inputs]
     unchanged = arrays[carries + scanned :]
@@ -164,6 +172,7 @@ JAX: dict[str, Callable[..., Any]] = {
     "take": _take,
     "read_rows": _read_rows,
     "write_rows": _write_rows,
+    "linear_scan": _linear_scan,
     "loop": _loop,
     "part": lambda x, index: x[index],
 }

@@ -237,6 +237,7 @@ _OWN_BODIES = (
     *("absolute", "exp", "log", "log1p", "sqrt", "rsqrt", "tanh", "sigmoid", "sin", "cos", "erf", "floor"),
     *("power", "maximum", "minimum", "where", "broadcast_to", "concatenate"),
     *("sum", "max", "min", "argmax", "softmax", "cumulative_sum", "take", "read_rows"),
+    "linear_scan",
 )
 
 EXPRESSIONS: dict[str, Expression] = {

@@ -14,6 +14,7 @@ from ..ir.graph import Node
 from ..ir.types import TensorType
 from .stablehlo_elementwise import ELEMENTWISE
 from .stablehlo_linear import LINEAR
+from .stablehlo_scan import linear_scan
 from .stablehlo_text import (
     Block,
     Lowering,
@@ -164,6 +165,7 @@ LOWERINGS: dict[str, Lowering] = {
     "arange": _arange,
     **ELEMENTWISE,
     **LINEAR,
+    "linear_scan": linear_scan,
     "loop": _loop,
     "part": _part,
 }

@@ -313,6 +313,11 @@ def _loop_samples() -> list[Sample]:
             (random(2, 6, 3), random(2, 4, 3), slots),
             _loop_params(writing_body(), 1, 2, 4),
         ),
+        *(
+            Sample("linear_scan", str(n), (random(2, n, 3), random(2, n, 3), random(2, 3)))
+            for n in (1, 2, 3, 4, 7, 8)
+        ),
+        Sample("linear_scan", "scalars", (random(1, 5), random(1, 5), random(1))),
     ]
 
 
@@ -362,6 +367,8 @@ ERRORS: tuple[ErrorSample, ...] = (
     ErrorSample("cumulative_sum", ("f32[past]",), {"axis": 0}, "cannot be taken along axis 0"),
     ErrorSample("take", ("f32[2]", "f32[]"), {"axis": 0}, "indices must be integers"),
     ErrorSample("take", ("f32[past]", "i32[]"), {"axis": 0}, "a part of time"),
+    ErrorSample("linear_scan", ("f32[2,3]", "f32[2,3]", "f32[3]"), {}, "cannot start with"),
+    ErrorSample("linear_scan", ("f32[2,3]", "f32[2,4]", "f32[2]"), {}, "factors and terms"),
     ErrorSample("read_rows", ("f32[2,3]", "i32[1,3]"), {}, "does not index the rows"),
     ErrorSample("write_rows", ("f32[2,3]", "f32[2,2]", "i32[2,1]"), {}, "are not the values"),
     ErrorSample("write_rows", ("f32[2,3]", "f32[2,1]", "i32[2,1]"), {"axis": 2}, "no axis 2"),

@@ -20,7 +20,7 @@ WIDTH = 3
 KINDS = (
     "linear", "add", "multiply", "tanh", "delay", "prefix_attention", "window_attention", "window_max",
     "prefix_mean", "distance", "repeat_window", "decay", "self_history", "self_delay",
-    "linear_attention", "outer_products", "log_attention", "two_pasts",
+    "running_total", "linear_attention", "outer_products", "log_attention", "two_pasts",
 )  # fmt: skip
 steps = st.tuples(st.sampled_from(KINDS), st.integers(0, 7), st.integers(0, 7), st.integers(1, 4))
 recipes = st.lists(steps, min_size=1, max_size=6)
@@ -76,6 +76,10 @@ def apply(kind: str, x: sy.Stream, y: sy.Stream, n: int, i: int) -> sy.Stream:
         case "self_delay":
             state = sy.feedback(sy.zeros((WIDTH,)))
             return state.close(sy.tanh(sy.delay(state, n, 0.1) + x))
+        case "running_total":  # read by itself, by its own past, and by its value before
+            total = sy.feedback(sy.zeros((WIDTH,)) - 0.5)
+            total.close(x * 0.2 + total)
+            return total + sy.sum(sy.history(total, window=n), 0) * 0.1 + sy.delay(total, n)
         case "linear_attention":
             keys = sy.history(y, window=n)
             return sy.einsum("p,pd->d", sy.einsum("d,pd->p", x, keys), keys) * 0.1

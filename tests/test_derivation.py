@@ -207,6 +207,39 @@ def test_a_whole_read_of_its_own_clock_cannot_be_decoded():
     assert derive_score(graph, rows=1, length=8).graph.outputs
 
 
+def ops_of_chunk(function, chunk: int) -> set[str]:
+    graph = sy.trace(function, x="f32[4]")
+    program = derive_chunk(graph, choose_states(graph), rows=1, chunk=chunk, capacity=16)
+    return {node.op.name for node in program.graph}
+
+
+def test_a_linear_recurrence_is_a_scan_and_any_other_a_loop():
+    def linear(x):
+        h = sy.feedback(sy.zeros((4,)))
+        return h.close(sy.sigmoid(x) * h + sy.tanh(x))
+
+    def total(x):
+        h = sy.feedback(sy.zeros((4,)))
+        return h.close(x + h) + sy.sum(sy.history(h), 0)
+
+    def gated(x):
+        h = sy.feedback(sy.zeros((4,)))
+        return h.close(sy.sigmoid(h) * h + x)
+
+    def squared(x):
+        h = sy.feedback(sy.zeros((4,)))
+        return h.close(h * h + x)
+
+    for function in (linear, total):
+        assert "linear_scan" in ops_of_chunk(function, 8)
+        assert "loop" not in ops_of_chunk(function, 8)
+    for function in (gated, squared):
+        assert "loop" in ops_of_chunk(function, 8)
+        assert "linear_scan" not in ops_of_chunk(function, 8)
+    # One position needs neither.
+    assert not {"loop", "linear_scan"} & (ops_of_chunk(linear, 1) | ops_of_chunk(gated, 1))
+
+
 def test_a_thousand_layers_need_no_recursion():
     def model(x):
         for i in range(1000):

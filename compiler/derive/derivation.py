@@ -48,6 +48,14 @@ class Buffers:
     initial: Mapping[Key, Node] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Loop:
+    """What a strongly connected part yields: streams for every position, buffers after the last one."""
+
+    streams: Mapping[Node, Placed]
+    buffers: Mapping[Key, Placed]
+
+
 class Derivation:
     """One walk: a graph, frames for its clocks, and buffers for what came before the chunk.
 
@@ -220,7 +228,9 @@ class Derivation:
     def make_state(self, node: Node) -> Steps:
         frame = self.frame(node)
         if node in self.cycles and frame.size > 1:
-            return (yield self.representative(node), "loop").buffers[node, "state"]
+            loop = yield self.representative(node), "loop"
+            if (node, "state") in loop.buffers:  # else nothing inside of the loop reads it
+                return loop.buffers[node, "state"]
         x = yield node, "own"
         buffer, make = self.buffers.initial[node, "state"], Maker(node, "@state")
         x_all = stretch(make, x, frame.rows, frame.size).node

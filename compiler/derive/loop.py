@@ -12,17 +12,10 @@ from dataclasses import dataclass, field, replace
 from ...ir.graph import Graph, Node, make_node, with_unique_names
 from ...ir.ops import OPS
 from ...ir.types import TensorType
-from .derivation import Buffers, Derivation, Key, Steps, zeros
+from .derivation import Buffers, Derivation, Key, Loop, Steps, zeros
 from .frames import Frame, Slots
 from .placed import Maker, Placed, stretch, with_slots
-
-
-@dataclass(frozen=True)
-class Loop:
-    """The results of a loop: streams for every position, buffers after the last one."""
-
-    streams: Mapping[Node, Placed]
-    buffers: Mapping[Key, Placed]
+from .scan import find_recurrence, make_scan
 
 
 @dataclass
@@ -109,10 +102,12 @@ class LoopBody(Derivation):
 
 
 class ChunkDerivation(Derivation):
-    """A derivation for chunks of any length: what depends on its own past becomes a loop."""
+    """A derivation for chunks of any length: what depends on its own past becomes a scan or a loop."""
 
     def make_loop(self, node: Node) -> Steps:
-        return make_loop(self, self.cycles[node])
+        members = self.cycles[node]
+        recurrence = find_recurrence(self, members)
+        return make_loop(self, members) if recurrence is None else make_scan(self, recurrence)
 
 
 def make_loop(outer: Derivation, members: frozenset[Node]) -> Steps:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..evaluate import evaluate
-from ..op import Params, TypeMismatch, Work, define, moves_result
-from ..types import INTEGERS, TensorType, ValueType
+from ..op import Params, TypeMismatch, Work, define, moves_result, per_element
+from ..types import FLOATS, INTEGERS, TensorType, ValueType
 
 if TYPE_CHECKING:
     from ..graph import Graph
@@ -53,6 +53,27 @@ def write_rows(x: Array, values: Array, index: Array, *, axis: int = 1) -> Array
     row, column = np.nonzero((index >= 0) & (index < x.shape[axis]))
     np.moveaxis(result, axis, 1)[row, index[row, column]] = values[row, column]
     return result
+
+
+def _scan_type(decay: TensorType, inflow: TensorType, start: TensorType) -> TensorType:
+    if decay != inflow or decay.rank < 2 or decay.dtype not in FLOATS:
+        raise TypeMismatch(f"{decay} and {inflow} are not the factors and terms of one recurrence")
+    if start != decay.with_shape((decay.shape[0], *decay.shape[2:])):
+        raise TypeMismatch(f"a recurrence over {decay} cannot start with {start}")
+    return decay
+
+
+@define(_scan_type, per_element(4), kind="program")
+def linear_scan(decay: Array, inflow: Array, start: Array) -> Array:
+    """h with h[:, t] = decay[:, t] * h[:, t - 1] + inflow[:, t] for [B, n, …], and ``start`` [B, …] before
+
+    Backends may combine positions in any order, since the composition of such steps is associative.
+    """
+    state, states = start, np.empty_like(inflow)
+    for t in range(inflow.shape[1]):
+        state = decay[:, t] * state + inflow[:, t]
+        states[:, t] = state
+    return states
 
 
 def _loop_type(*types: TensorType, body: Graph, carries: int, scanned: int, length: int) -> ValueType:
