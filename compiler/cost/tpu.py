@@ -1,0 +1,85 @@
+"""What a TPU's compiler estimates for a matmul: a pipeline of tiles, five constants per generation.
+
+The constants are in the target's [compiler] table. The rest is structure, the same for every
+generation: step by step the tiles of the operands come from main memory while the arrays work on
+those of the step before; results are narrowed and stored by the vector unit.
+
+    cycles = launch + max(memory, arrays) + min(memory, arrays) / steps + results
+    memory = bytes / bytes_per_cycle + steps · step_cycles
+    arrays = multiply-adds (in whole folds) / (cells · macs_per_cell · issue_efficiency)
+    results = m · n · NARROWING[dtype] / vector_elements_per_cycle
+
+The term with ``/ steps`` is what one step leaves uncovered: filling and emptying the pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from .analytic import ceil_div
+from .targets import DTYPE_BYTES, RESULT_BYTES, Arrays, Compiler
+from .tiling import Tilings, candidates, on_chip_bytes, traffic, window_bytes
+
+Array = np.ndarray
+GRANULES = (8, 128, 128)  # a vector register is 8 sublanes of 128 lanes
+# Passes of the vector unit per element, the same for all generations.
+NARROWING: Mapping[str, float] = {"bf16": 1.0, "f16": 1.0, "i8": 0.4, "f32": 0.2}  # per result
+PREPARATION: Mapping[str, float] = {"f32": 1.35}  # per weight: splitting f32 into bf16 parts
+CONVERSION = 0.9  # per weight, and as much again per result, of a dtype that the arrays do not multiply
+MATVEC = 1.28  # per weight, where one row of lhs is multiplied and reduced without the arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Cycles of each tiling, the two sides of the pipeline that decide it, and the results' share."""
+
+    cycles: Array
+    memory: Array
+    arrays: Array
+    results: float
+
+
+def searched_tilings(shape: tuple[int, int, int], dtype: str, compiler: Compiler) -> Tilings:
+    """All candidates that fit into the memory of one program."""
+    found = candidates(shape, GRANULES)
+    fits = (on_chip_bytes(found, dtype) <= compiler.scoped_bytes) & (
+        window_bytes(found, dtype) <= compiler.window_bytes
+    )
+    return found[fits]
+
+
+def estimate(tilings: Tilings, dtype: str, arrays: Arrays, compiler: Compiler) -> Estimate:
+    """The estimate for every tiling."""
+    m, _, n = tilings.shape
+    steps = tilings.steps
+    memory = traffic(tilings, dtype).total / compiler.bytes_per_cycle + steps * compiler.step_cycles
+    busy = np.maximum(
+        steps * _step_macs_cycles(tilings, dtype, arrays) / compiler.issue_efficiency,
+        steps * tilings.k * tilings.n * _preparation(dtype, compiler) / compiler.vector_elements_per_cycle,
+    )
+    results = m * n * _narrowing(dtype, compiler) / compiler.vector_elements_per_cycle
+    uncovered = np.minimum(memory, busy) / steps
+    cycles = compiler.launch_cycles + np.maximum(memory, busy) + uncovered + results
+    return Estimate(cycles, memory, busy, results)
+
+
+def _step_macs_cycles(tilings: Tilings, dtype: str, arrays: Arrays) -> Array:
+    folds = ceil_div(tilings.k, arrays.rows) * ceil_div(tilings.n, arrays.columns)
+    return folds * tilings.m / (arrays.count * arrays.macs_per_cell.get(dtype, 1.0))
+
+
+def _preparation(dtype: str, compiler: Compiler) -> float:
+    return CONVERSION if dtype in compiler.converted else PREPARATION.get(dtype, 0.0)
+
+
+def _narrowing(dtype: str, compiler: Compiler) -> float:
+    return CONVERSION if dtype in compiler.converted else NARROWING[dtype]
+
+
+def matvec_cycles(k: int, n: int, dtype: str, compiler: Compiler) -> tuple[float, float]:
+    """(memory, vector unit) cycles of one row of lhs on the vector unit; they do not overlap."""
+    moved = DTYPE_BYTES[dtype] * (k + k * n) + RESULT_BYTES[dtype] * n
+    return moved / compiler.bytes_per_cycle, MATVEC * k * n / compiler.vector_elements_per_cycle
