@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import NoReturn
 
 from .errors import GraphError, Location
+from .repeats import expand_repeats
 from .text import BARE_NAME, RESERVED
 from .types import DTYPES, TensorType, ValueType, parse_type
 
@@ -26,7 +27,7 @@ _TOKEN = re.compile(
     | (?P<mark><-|[()\[\]{{}},=:])""",
     re.VERBOSE,
 )
-_LOCATION = re.compile(r"#\s*(.+):(\d+)\s*")
+_LOCATION = re.compile(r"#(?:.* \|)?\s*(.+):(\d+)\s*")  # behind columns of numbers, if there are any
 _KEYWORDS = ("graph", "scope", "input", "param", "feedback", "output")
 
 
@@ -120,8 +121,9 @@ class Statement:
 
 
 def read_statements(text: str) -> Iterator[Statement]:
+    """The statements of a text, in which repeats are written out."""
     scope = ""
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in expand_repeats(text):
         cursor = _tokenize(number, line)
         if not cursor.tokens:
             continue

@@ -26,7 +26,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, count
 from typing import Any
 
@@ -42,25 +42,53 @@ LISTED_ELEMENTS = 64  # longer arrays are written as base64
 PLAIN_DTYPES = ("f32", "i32", "bool")  # a literal without a type has the first that fits it
 
 BARE_NAME = re.compile(r"[A-Za-z_][\w.\-/@]*")
-_RELATIVE_NAME = re.compile(r"\.[\w\-/@][\w.\-/@]*")
+RELATIVE_NAME = re.compile(r"\.[\w\-/@][\w.\-/@]*")
 RESERVED = frozenset({*DTYPES, "true", "false", "none", "inf", "nan", "graph"})
+Note = Callable[[Node], str]
+LabelOf = Callable[[Graph], str]  # the label, as written, of the section that a body gets
 _UNNAMED_CONSTANT = re.compile(r"(?:.*\.)?constant(?:\.\d+)*")
 
 
-def print_graph(graph: Graph, *, locations: bool = True) -> str:
-    """The graph as text, with the user's source lines as comments unless ``locations`` is false."""
-    sections = {graph.name: graph}  # by label; grows while bodies are found
-    pending = [graph.name]
+def print_graph(graph: Graph, *, locations: bool = True, note: Note | None = None) -> str:
+    """The graph as text, with the user's source lines as comments unless ``locations`` is false.
 
-    def label_of(body: Graph) -> str:
-        numbered = (f"{body.name}.{number}" for number in count(1))
-        label = next(label for label in chain([body.name], numbered) if label not in sections)
-        sections[label] = body
-        pending.append(label)
-        return label
+    ``note`` says something of each node, in front of its source line.
+    """
+    sections = Sections(comments(locations, note))
+    sections.reference(graph)
+    return "\n\n".join(sections.texts())
 
-    texts = ["\n".join(_section(label, sections[label], label_of, locations)) for label in pending]
-    return "\n\n".join(texts)
+
+def comments(locations: bool, note: Note | None) -> Note:
+    """What stands behind the line of a node: its note, its source line, both or nothing."""
+
+    def comment(node: Node) -> str:
+        location = str(node.location) if locations and node.location else ""
+        return " | ".join(filter(None, (note(node) if note else "", location)))
+
+    return comment
+
+
+class Sections:
+    """The graphs that one text holds, each under a label of its own, with ``comment`` behind a node."""
+
+    def __init__(self, comment: Note) -> None:
+        self._comment = comment
+        self._graphs: dict[str, Graph] = {}
+
+    def reference(self, graph: Graph) -> str:
+        """Takes up a graph, and yields its label as it is written: its name, numbered where it is taken."""
+        numbered = (f"{graph.name}.{number}" for number in count(1))
+        label = next(label for label in chain([graph.name], numbered) if label not in self._graphs)
+        self._graphs[label] = graph
+        return show_name(label)
+
+    def texts(self, start: int = 0) -> Iterator[str]:
+        """The sections from ``start`` on, and those that their loops take up meanwhile."""
+        while start < len(self._graphs):
+            label, graph = list(self._graphs.items())[start]
+            yield "\n".join(_section(label, graph, self.reference, self._comment))
+            start += 1
 
 
 def same(graph: Graph, other: Graph) -> bool:
@@ -68,11 +96,11 @@ def same(graph: Graph, other: Graph) -> bool:
     return print_graph(graph, locations=False) == print_graph(other, locations=False)
 
 
-def _section(label: str, graph: Graph, label_of: Callable[[Graph], str], locations: bool) -> Iterator[str]:
+def _section(label: str, graph: Graph, label_of: LabelOf, comment: Note) -> Iterator[str]:
     if len({node.name for node in graph.nodes} - {""}) < len(graph.nodes):
         graph = with_unique_names(graph)
     yield f"graph {show_name(label)}" + ("" if label == graph.name else f" named {show_name(graph.name)}")
-    literals = _inline_literals(graph)
+    literals = inline_literals(graph)
     declared = set(graph.inputs) | set(graph.parameters)
     block: tuple[str, bool] | None = None
     for node in graph.nodes:
@@ -83,7 +111,7 @@ def _section(label: str, graph: Graph, label_of: Callable[[Graph], str], locatio
             yield from ("", f"scope {show_name(node.scope)}") if node.scope else ("",)
         line = "  " if node.scope else ""
         line += _declaration(node) if node in declared else _definition(node, literals, label_of)
-        yield f"{line:<{COMMENT_COLUMN}}  # {node.location}" if locations and node.location else line
+        yield with_comment(line, comment(node))
     yield ""
     for previous, value in graph.feedback:
         yield f"feedback {show_name(previous.name)} <- {show_name(value.name)}[{delay_access(1)}]"
@@ -92,22 +120,42 @@ def _section(label: str, graph: Graph, label_of: Callable[[Graph], str], locatio
 
 
 def _declaration(node: Node) -> str:
+    return show_declaration(node, show_name(node.name, node.scope))
+
+
+def show_declaration(node: Node, name: str) -> str:
+    """An input or a parameter; ``name`` is how its name is written here."""
     keyword = "param" if node.op.name == "parameter" else node.op.name
     clock = f" @{node.clock}" if node.clock is not None else ""
-    return f"{keyword} {show_name(node.name, node.scope)}: {show_type(node.type)}{clock}"
+    return f"{keyword} {name}: {show_type(node.type)}{clock}"
 
 
-def _definition(node: Node, literals: Mapping[Node, str], label_of: Callable[[Graph], str]) -> str:
-    arguments = []
-    for edge in node.inputs:
-        name = literals.get(edge.source) or show_name(edge.source.name, node.scope)
-        arguments.append(name if edge.access == NOW else f"{name}[{edge.access}]")
+def _definition(node: Node, literals: Mapping[Node, str], label_of: LabelOf) -> str:
+    sources = [literals.get(s) or show_name(s.name, node.scope) for s in node.sources]
+    return show_definition(node, show_name(node.name, node.scope), sources, show_params(node, label_of))
+
+
+def with_comment(line: str, comment: str) -> str:
+    return f"{line:<{COMMENT_COLUMN}}  # {comment}" if comment else line
+
+
+def show_definition(node: Node, name: str, sources: Sequence[str], params: Sequence[str]) -> str:
+    """A node whose own name, operands and parameters are written as given."""
+    reads = [
+        source if edge.access == NOW else f"{source}[{edge.access}]"
+        for source, edge in zip(sources, node.inputs, strict=True)
+    ]
+    return f"{name}: {show_type(node.type)} = {node.op.name}({', '.join([*reads, *params])})"
+
+
+def show_params(node: Node, label_of: LabelOf) -> list[str]:
+    """The parameters that do not have their default value, as ``axis=0``."""
     defaults = keyword_defaults(node.op)
-    for key, value in node.params.items():
-        if not _is_default(value, defaults.get(key, REQUIRED)):
-            arguments.append(f"{key}={_show_value(value, label_of)}")
-    name = show_name(node.name, node.scope)
-    return f"{name}: {show_type(node.type)} = {node.op.name}({', '.join(arguments)})"
+    return [
+        f"{key}={_show_value(value, label_of)}"
+        for key, value in node.params.items()
+        if not _is_default(value, defaults.get(key, REQUIRED))
+    ]
 
 
 def _is_default(value: Any, default: Any) -> bool:
@@ -116,7 +164,7 @@ def _is_default(value: Any, default: Any) -> bool:
 
 def show_name(name: str, scope: str = "") -> str:
     """The name as it is written inside ``scope``: relative where it can be, quoted where it must be."""
-    if scope and name.startswith(scope) and _RELATIVE_NAME.fullmatch(name, len(scope)):
+    if scope and name.startswith(scope) and RELATIVE_NAME.fullmatch(name, len(scope)):
         return name[len(scope) :]
     return name if BARE_NAME.fullmatch(name) and name not in RESERVED else json.dumps(name)
 
@@ -124,9 +172,9 @@ def show_name(name: str, scope: str = "") -> str:
 # ---- parameters ----
 
 
-def _show_value(value: Any, label_of: Callable[[Graph], str]) -> str:
+def _show_value(value: Any, label_of: LabelOf) -> str:
     if isinstance(value, Graph):
-        return f"graph {show_name(label_of(value))}"
+        return f"graph {label_of(value)}"
     if isinstance(value, (tuple, list)):
         return f"[{','.join(_show_value(entry, label_of) for entry in value)}]"
     if isinstance(value, np.ndarray):
@@ -176,7 +224,7 @@ def read_elements(texts: list[str], dtype: str) -> np.ndarray:
         raise ValueError(str(error)) from None
 
 
-def _inline_literals(graph: Graph) -> dict[Node, str]:
+def inline_literals(graph: Graph) -> dict[Node, str]:
     """The scalar constants that are written where they are used, each with its literal."""
     kept = {*graph.outputs.values(), *(value for _, value in graph.feedback)}
     literals = {}

@@ -1,0 +1,71 @@
+"""The graphs that a model goes through: traced, after each pass, and as programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+from ..compiler.pipeline import Stage, run_passes
+from ..compiler.program import Program, State
+from ..ir.errors import SystolicError
+from ..ir.graph import Graph
+from ..models.load import Model
+from .options import Options
+from .programs import DerivedPrograms
+
+CODE = ("stablehlo", "numpy")
+
+
+class Stages:
+    """What can be shown of a model; ``chunk`` is the length that the user asked for, if any."""
+
+    def __init__(self, model: Model, options: Options, chunk: int | None) -> None:
+        self.passes: dict[str, Stage] = {stage.name: stage for stage in run_passes(model.graph)}
+        self.options = options
+        self._chunk = chunk
+
+    @property
+    def last_pass(self) -> str:
+        return list(self.passes)[-1]
+
+    @cached_property
+    def programs(self) -> DerivedPrograms:
+        return self.programs_of(self.passes[self.last_pass].graph)
+
+    def programs_of(self, graph: Graph) -> DerivedPrograms:
+        """The programs that would be derived from another stage."""
+        return DerivedPrograms(graph, self.options)
+
+    def graph(self, stage: str) -> Graph:
+        """The graph at a stage; ``SystolicError`` for one that does not exist or is no graph."""
+        derived: dict[str, Callable[[], Program]] = {
+            "prefill": lambda: self.programs.chunk(self.options.chunk),
+            "decode": lambda: self.programs.chunk(1),
+            "score": lambda: self.programs.score(self.options.chunk),
+        }
+        if stage in self.passes:
+            return self.passes[stage].graph
+        if stage in derived:
+            return derived[stage]().graph
+        graphs = (*self.passes, *derived)
+        if stage in ("states", "diff", *CODE):
+            raise SystolicError(f"the stage {stage} is no graph; expected one of {', '.join(graphs)}")
+        known = (*graphs, "states", "diff", *CODE)
+        raise SystolicError(f"--stage must be one of {', '.join(known)}, not {stage!r}")
+
+    def states_of(self, stage: str) -> tuple[State, ...]:
+        """What would be kept if programs were derived from that stage; none where nothing can be decoded."""
+        if stage not in self.passes:
+            return ()
+        try:
+            return self.programs_of(self.passes[stage].graph).states
+        except SystolicError:
+            return ()
+
+    def code(self, stage: str) -> str:
+        """The code that a backend emits for one chunk."""
+        from ..backends.numpy_source import emit_numpy
+        from ..backends.stablehlo import emit_stablehlo
+
+        program = self.programs.chunk(self._chunk or 1)
+        return (emit_numpy(program) if stage == "numpy" else emit_stablehlo(program)).rstrip("\n")
