@@ -47,8 +47,7 @@ def write_compiled(model: Model, options: Options, out: Path, *, copy_weights: b
     """Compiles a model into the new directory ``out``; nothing of it is left behind on an error."""
     stages = run_passes(model.graph)
     source = DerivedPrograms(stages[-1].graph, options)
-    scored = source.score_lengths[-1]
-    programs = [("chunk", source.chunk(size)) for size in options.chunks] + [("score", source.score(scored))]
+    programs = _programs(source, options)
     with new_directory(out) as folder:
         for place in ("graph", "programs"):
             (folder / place).mkdir()
@@ -68,6 +67,16 @@ def write_compiled(model: Model, options: Options, out: Path, *, copy_weights: b
             "programs": [_program_to_json(kind, program) for kind, program in programs],
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _programs(source: DerivedPrograms, options: Options) -> list[tuple[str, Program]]:
+    """What is written, by kind: of each length that varies, only the largest but for chunks."""
+    programs = [("chunk", source.chunk(size)) for size in options.chunks]
+    programs.append(("score", source.score(source.score_lengths[-1])))
+    if source.source_lengths:
+        longest = source.source_lengths[-1]
+        programs += [("source", source.source(longest)), ("encode", source.encode(longest))]
+    return programs
 
 
 def _write_graph(stem: Path, graph: Graph) -> None:
@@ -188,17 +197,28 @@ class SavedPrograms:
         self._path = path
         self._entries = {(entry["kind"], entry["chunk"]): entry for entry in manifest["programs"]}
         self._states = tuple(_state_from_json(entry) for entry in manifest["states"])
-        self.score_lengths = tuple(size for kind, size in self._entries if kind == "score")
+        self.score_lengths = self._lengths("score")
+        self.source_lengths = self._lengths("source")
 
     @property
     def states(self) -> tuple[State, ...]:
         return self._states
 
-    def chunk(self, size: int) -> Program:
+    def _lengths(self, kind: str) -> tuple[int, ...]:
+        return tuple(size for found, size in self._entries if found == kind)
+
+    def chunk(self, size: int, source: int | None = None) -> Program:
         return self._read(self._entries["chunk", size], self._states)
 
-    def score(self, length: int) -> Program:
+    def score(self, length: int, source: int | None = None) -> Program:
         return self._read(self._entries["score", length], ())
+
+    def source(self, length: int) -> Program:
+        constants = tuple(state for state in self._states if state.kind == "constant")
+        return self._read(self._entries["source", length], constants)
+
+    def encode(self, length: int) -> Program:
+        return self._read(self._entries["encode", length], ())
 
     def _read(self, entry: Mapping[str, Any], states: tuple[State, ...]) -> Program:
         file = self._path / "programs" / f"{_file_name(entry['name'])}.json"

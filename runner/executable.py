@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,16 +10,18 @@ from typing import Any
 import numpy as np
 
 from ..backends import backend_named
-from ..backends.interface import Backend
+from ..backends.interface import Backend, Prepared
+from ..compiler.derive import source_graph
 from ..compiler.pipeline import run_passes
 from ..compiler.program import State
 from ..ir.causality import Certificate
 from ..ir.errors import SystolicError
-from ..ir.graph import Graph, Node
+from ..ir.graph import Graph
 from ..ir.types import DTYPES, FLOATS, TensorType
 from ..models.load import Model
 from ..models.spec import Config
 from .generate import Generation, Step, chunk_sizes, run_rows
+from .inputs import Inputs, table_size
 from .options import GRAPH_CAPACITY, Options, options_for
 from .programs import DerivedPrograms, Programs, ProgramSource
 from .tokens import Tokenizer
@@ -80,97 +81,85 @@ class Executable:
         return self.model.graph.outputs[self.logits_output].tensor.static_shape[-1]
 
     @cached_property
-    def token_inputs(self) -> tuple[Node, ...]:
-        """The inputs: the first takes token ids, and others a number for each of them, too."""
-        inputs = self.model.graph.inputs
-        if not inputs or any(str(node.type) != "i32[]" for node in inputs):
-            shown = ", ".join(f"{node.name}: {node.type}" for node in inputs)
-            raise SystolicError(
-                f"{self.model.name} takes ({shown}); only one input of token ids i32[], and numbers "
-                "beside it, can be run"
-            )
-        return inputs
-
-    @cached_property
-    def token_input(self) -> str:
-        """The name of the only input."""
-        first, *others = self.token_inputs
-        if others:
-            raise SystolicError(
-                f"{self.model.name} also takes {others[0].name}, which only encode() can give"
-            )
-        return first.name
+    def inputs(self) -> Inputs:
+        """What the model takes, by clock."""
+        clock = self.model.graph.outputs[self.logits_output].clock
+        return Inputs(self.model, clock, self.options.capacity)
 
     @cached_property
     def _certificate(self) -> Certificate:
         return self.model.graph.certificate()
 
     def fresh_states(self) -> dict[str, Any]:
-        """The states before the first position, by name."""
-        return {s.name: self.backend.zeros(s.type.static_shape, s.type.dtype) for s in self.programs.states}
+        """The states before the first position, by name; without what a source leaves."""
+        kept = [state for state in self.programs.states if state.kind != "constant"]
+        return {s.name: self.backend.zeros(s.type.static_shape, s.type.dtype) for s in kept}
 
     # ---- whole texts ----
 
-    def score(self, ids: Sequence[int]) -> np.ndarray:
-        """Logits float32 [T, V] behind each position of a text, in one parallel pass."""
-        texts = {self.token_input: self._checked_ids(ids, "text")}
-        return self._whole_text(texts)[self.logits_output].astype(np.float32)
+    def score(self, ids: Sequence[int], *, target: Sequence[int] | None = None) -> np.ndarray:
+        """Logits float32 [T, V] behind each position of a text, in one parallel pass.
 
-    def log_likelihoods(self, ids: Sequence[int]) -> np.ndarray:
-        """log P of each token after the first, given those before it: float64 [T - 1]."""
-        logits = self.score(ids)[:-1].astype(np.float64)
+        An encoder-decoder reads ``ids`` as its source, and yields the logits behind each position of
+        ``target``, which begins with the model's start token.
+        """
+        texts = self.inputs.to_score(ids, target)
+        source = 0 if target is None else len(ids)
+        program = self.programs.score(len(ids) if target is None else len(target), source)
+        return self._whole_text(program, texts)[self.logits_output].astype(np.float32)
+
+    def log_likelihoods(self, ids: Sequence[int], *, target: Sequence[int] | None = None) -> np.ndarray:
+        """log P of each token after the first, given those before it: float64 [T - 1].
+
+        The tokens are those of ``target`` where the model has a source, as in ``score``.
+        """
+        logits = self.score(ids, target=target)[:-1].astype(np.float64)
         shifted = logits - logits.max(axis=-1, keepdims=True)
-        chosen = np.take_along_axis(shifted, np.asarray(ids, np.int64)[1:, None], axis=-1)[:, 0]
+        tokens = np.asarray(ids if target is None else target, np.int64)[1:, None]
+        chosen = np.take_along_axis(shifted, tokens, axis=-1)[:, 0]
         return chosen - np.log(np.exp(shifted).sum(axis=-1))
 
     def encode(self, ids: Sequence[int], *, output: str | None = None, **inputs: Sequence[int]) -> np.ndarray:
         """What a model that reads the whole text yields: float32 [T, …], one value for each position,
         or […] where the output is one value for the text.
 
-        ``output`` is the name of one of the model's outputs, by default the first. ``inputs`` are what
-        the model takes beside the ids, by name (``token_type_ids``), a number for each position; zeros
-        where they are not given.
+        ``output`` is the name of one of the model's outputs, by default the first; of an
+        encoder-decoder, that is what the decoder reads of its source. ``inputs`` are what the model
+        takes beside the ids, by name (``token_type_ids``), a number for each position; zeros where
+        they are not given.
         """
-        outputs = self.model.graph.outputs
+        graph, source = self.model.graph, self.inputs.source
+        outputs = (source_graph(graph, str(self.inputs.clock)) if source else graph).outputs
         name = next(iter(outputs)) if output is None else output
         if name not in outputs:
             raise SystolicError(f"{self.model.name} has no output {name!r}; it has {', '.join(outputs)}")
-        values = self._whole_text(self._texts(ids, inputs))[name].astype(np.float32)
+        texts = self.inputs.to_encode(ids, inputs)
+        program = self.programs.encode(len(ids)) if source else self.programs.score(len(ids))
+        values = self._whole_text(program, texts)[name].astype(np.float32)
         return values if outputs[name].clock is not None else values[0]
 
-    def _texts(self, ids: Sequence[int], others: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-        """The numbers of each input, for each position of one text."""
-        first, *further = self.token_inputs
-        texts = {first.name: self._checked_ids(ids, "text")}
-        length = len(texts[first.name])
-        for node in further:
-            texts[node.name] = self._checked_numbers(node, others.get(node.name, [0] * length), length)
-        for name in set(others) - {node.name for node in further}:
-            known = ", ".join(node.name for node in further) or "nothing"
-            raise SystolicError(f"{self.model.name} takes no {name} beside the token ids; it takes {known}")
-        return texts
-
-    def _checked_numbers(self, node: Node, numbers: Sequence[int], length: int) -> list[int]:
-        limit = _table_size(self.model.graph, node)
-        checked = [int(number) for number in numbers]
-        if len(checked) != length or not all(0 <= number < limit for number in checked):
-            raise SystolicError(f"{node.name} must be {length} numbers from 0 to {limit - 1}, one per token")
-        return checked
-
-    def _whole_text(self, texts: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-        length = len(next(iter(texts.values())))
-        program = self.programs.score(length)
+    def _whole_text(self, prepared: Prepared, texts: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+        """The results [T, …] by name of a program that reads texts at once; the last one has T tokens."""
+        sizes = {node.name: node.tensor.static_shape for node in prepared.program.graph.inputs}
+        *_, length = map(len, texts.values())
         inputs = {"offset": np.zeros(1, np.int32), "length": np.array([length], np.int32)}
         for name, numbers in texts.items():
-            inputs[name] = np.zeros((1, program.program.chunk), np.int32)
-            inputs[name][0, :length] = numbers
-        results, _ = program.run(self.parameters, inputs, {})
+            inputs[name] = np.zeros(sizes[name], np.int32)
+            inputs[name][0, : len(numbers)] = numbers
+        if self.inputs.source and self.inputs.source.name in texts:
+            count = len(texts[self.inputs.source.name])
+            inputs[f"length.{self.inputs.source.clock}"] = np.array([count], np.int32)
+        results, _ = prepared.run(self.parameters, inputs, {})
         return {name: self.backend.fetch(result)[0, :length] for name, result in results.items()}
 
     # ---- generation ----
 
     def prepare(self, length: int) -> None:
         """Makes the programs now that a prompt of ``length`` tokens will need, and the one to decode."""
+        if self.inputs.source:
+            self.programs.source(length)
+            self.programs.chunk(1, length)
+            return
         for size in {1, *chunk_sizes(length, self.options.chunks)}:
             self.programs.chunk(size)
 
@@ -209,8 +198,10 @@ class Executable:
         self, prompts: Sequence[Prompt], generation: Generation, first_row: int = 0
     ) -> Iterator[list[Step | None]]:
         self._check_generates(generation)
-        ids = [self._checked_ids(self.prompt_ids(prompt), "prompt") for prompt in prompts]
-        return run_rows(self, ids, generation, first_row)
+        ids = [self.inputs.checked(self.prompt_ids(prompt), "prompt") for prompt in prompts]
+        if not self.inputs.source:
+            return run_rows(self, ids, generation, first_row)
+        return run_rows(self, [[self.inputs.start]] * len(ids), generation, first_row, sources=ids)
 
     def prompt_ids(self, prompt: Prompt) -> Sequence[int]:
         """The token ids of a prompt, as the tokenizer makes them from text."""
@@ -229,25 +220,6 @@ class Executable:
             )
         if generation.stop and self.tokenizer is None:
             raise SystolicError(f"{name} has no tokenizer, so it cannot stop at strings")
-
-    def _checked_ids(self, ids: Sequence[int], kind: str) -> list[int]:
-        try:
-            checked = [operator.index(token) for token in ids]
-        except TypeError:
-            raise SystolicError(f"the {kind} must be a list of integer token ids, not {ids!r}") from None
-        if not checked:
-            raise SystolicError(f"the {kind} is empty, and {self.model.name} adds no BOS token to begin with")
-        for token in checked:
-            if not 0 <= token < self.model.vocabulary_size:
-                raise SystolicError(
-                    f"token id {token} is outside the vocabulary of {self.model.name}, "
-                    f"which has ids 0 to {self.model.vocabulary_size - 1}"
-                )
-        if len(checked) > self.options.capacity:
-            raise SystolicError(
-                f"the {kind} has {len(checked)} tokens, more than the capacity of {self.options.capacity}"
-            )
-        return checked
 
 
 def _checked(name: str, array: np.ndarray, type_: TensorType) -> np.ndarray:
@@ -291,7 +263,7 @@ def model_of_graph(graph: Graph, weights: Mapping[str, np.ndarray] | None, capac
         config=Config(graph.name, {}),
         graph=graph,
         weights=weights if weights or graph.parameters else {},
-        vocabulary_size=min((_table_size(graph, node) for node in graph.inputs), default=2**31),
+        vocabulary_size=min((table_size(graph, node) for node in graph.inputs), default=2**31),
         context_length=capacity,
         bos_id=None,
         eos_ids=(),
@@ -300,14 +272,3 @@ def model_of_graph(graph: Graph, weights: Mapping[str, np.ndarray] | None, capac
         start_id=None,
         sampling={},
     )
-
-
-def _table_size(graph: Graph, numbers: Node) -> int:
-    """How many rows the tables have that an input is looked up in: larger ones would be moved inside."""
-    tables = [
-        table.tensor.shape[node.params["axis"]]
-        for node in graph.nodes
-        if node.op.name == "take" and node.sources[1] is numbers
-        for table in node.sources[:1]
-    ]
-    return min((size for size in tables if isinstance(size, int)), default=2**31)

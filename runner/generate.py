@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..ir.errors import SystolicError
+from ..ir.graph import Node
 from .sampling import Sampling, is_integer, sample
 from .tokens import StopStrings, TextStream, Tokenizer
 
@@ -55,12 +56,32 @@ class Generation:
 
 
 class Rows:
-    """The rows of one run: their states, and how many positions each has seen."""
+    """The rows of one run: their states, and how many positions each has seen.
 
-    def __init__(self, executable: Executable) -> None:
+    ``sources`` are what an encoder-decoder reads first, and once: a text for each row, or nothing.
+    """
+
+    def __init__(self, executable: Executable, sources: Sequence[Sequence[int]] = ()) -> None:
         self._executable = executable
         self._states = executable.fresh_states()
         self.seen = np.zeros(executable.options.batch, np.int32)
+        self._longest_source = 0
+        self._source_lengths: dict[str, np.ndarray] = {}  # inputs of all programs
+        source = executable.inputs.source
+        if source is not None:
+            self._read_sources(source, sources)
+
+    def _read_sources(self, source: Node, texts: Sequence[Sequence[int]]) -> None:
+        counts = np.array([len(text) for text in texts], np.int32)
+        self._longest_source = int(counts.max())
+        self._source_lengths = {f"length.{source.clock}": counts}
+        program = self._executable.programs.source(self._longest_source)
+        block = np.zeros((len(texts), program.program.chunk), np.int32)
+        for row, text in enumerate(texts):
+            block[row, : len(text)] = text
+        inputs = {source.name: block, "offset": self.seen, "length": self.seen, **self._source_lengths}
+        _, constants = program.run(self._executable.parameters, inputs, {})
+        self._states |= constants
 
     def feed(self, tokens: Sequence[Sequence[int]]) -> np.ndarray:
         """Reads more tokens of each row, any number. Logits float32 [B, V] behind each row's last one.
@@ -83,8 +104,9 @@ class Rows:
         return logits
 
     def _run(self, block: np.ndarray, lengths: np.ndarray) -> object:
-        program = self._executable.programs.chunk(block.shape[1])
-        inputs = {self._executable.token_input: block, "offset": self.seen, "length": lengths}
+        program = self._executable.programs.chunk(block.shape[1], self._longest_source)
+        inputs = {self._executable.inputs.token.name: block, "offset": self.seen, "length": lengths}
+        inputs |= self._source_lengths
         results, updated = program.run(self._executable.parameters, inputs, self._states)
         self._states = {**self._states, **updated}
         self.seen = self.seen + lengths
@@ -139,16 +161,21 @@ class Reply:
 
 
 def run_rows(
-    executable: Executable, prompts: Sequence[Sequence[int]], generation: Generation, first_row: int = 0
+    executable: Executable,
+    prompts: Sequence[Sequence[int]],
+    generation: Generation,
+    first_row: int = 0,
+    sources: Sequence[Sequence[int]] = (),
 ) -> Iterator[list[Step | None]]:
     """Continues all prompts side by side; each item holds a step for each row that is not over.
 
-    Random numbers are drawn for rows ``first_row``, ``first_row + 1`` …
+    An encoder-decoder continues each prompt behind the source of the same row. Random numbers are drawn
+    for rows ``first_row``, ``first_row + 1`` …
     """
     replies = [Reply(executable, prompt, generation) for prompt in prompts]
     empty: list[Sequence[int]] = [()] * (executable.options.batch - len(prompts))
     pending: list[Sequence[int]] = [*prompts, *empty]
-    rows, count = Rows(executable), 0
+    rows, count = Rows(executable, [*sources, *empty]), 0
     while count < generation.max_new_tokens and any(pending):
         logits = rows.feed(pending)
         steps = [
