@@ -23,25 +23,41 @@ KINDS = (
     "running_total", "linear_attention", "outer_products", "log_attention", "two_pasts",
 )  # fmt: skip
 steps = st.tuples(st.sampled_from(KINDS), st.integers(0, 7), st.integers(0, 7), st.integers(1, 4))
+Recipe = Sequence[tuple[str, int, int, int]]
 recipes = st.lists(steps, min_size=1, max_size=6)
 
 
-def build(recipe: Sequence[tuple[str, int, int, int]], source: sy.Stream | None = None) -> Graph:
+def build(recipe: Recipe) -> Graph:
     """The graph of a recipe: one input ``x: f32[WIDTH]`` and one output."""
-
-    def model(x: sy.Stream) -> sy.Stream:
-        streams = [x]
-        for i, (kind, a, b, n) in enumerate(recipe):
-            with sy.scope(f"step.{i}"):
-                streams.append(apply(kind, streams[a % len(streams)], streams[b % len(streams)], n, i))
-        return sum(streams[1:], streams[0])
-
-    return sy.trace(model, x=f"f32[{WIDTH}]")
+    return sy.trace(lambda x: follow(recipe, x, "w"), name="random", x=f"f32[{WIDTH}]")
 
 
-def apply(kind: str, x: sy.Stream, y: sy.Stream, n: int, i: int) -> sy.Stream:
+def build_two_clocks(source_recipe: Recipe, target_recipe: Recipe) -> Graph:
+    """An encoder after one recipe, and a decoder after another that reads all of it."""
+
+    def model(source: sy.Stream, x: sy.Stream) -> sy.Stream:
+        with sy.scope("source"):
+            memory = sy.whole(sy.tanh(follow(source_recipe, source, "source.w")))
+        keys = sy.einsum("pd,de->pe", memory, sy.parameter("k", (WIDTH, WIDTH)))
+        read = sy.softmax(sy.einsum("d,pd->p", x, keys)) @ memory
+        return follow(target_recipe, x + read, "w") + sy.max(memory, 0)
+
+    return sy.trace(model, source=f"f32[{WIDTH}]@source", x=f"f32[{WIDTH}]@target")
+
+
+def follow(recipe: Recipe, x: sy.Stream, weights: str) -> sy.Stream:
+    """The sum of the streams that the steps of a recipe make, from ``x`` on."""
+    streams = [x]
+    for i, (kind, a, b, n) in enumerate(recipe):
+        with sy.scope(f"step.{i}"):
+            weight = sy.parameter(f"{weights}{i}", (WIDTH, WIDTH))
+            streams.append(apply(kind, streams[a % len(streams)], streams[b % len(streams)], n, weight))
+    return sum(streams[1:], streams[0])
+
+
+def apply(kind: str, x: sy.Stream, y: sy.Stream, n: int, weight: sy.Stream) -> sy.Stream:
     """One step of a recipe."""
-    weight = sy.parameter(f"w{i}", (WIDTH, WIDTH))
+    clock = str(x.node.clock)
     match kind:
         case "linear":
             return x @ weight
@@ -62,22 +78,22 @@ def apply(kind: str, x: sy.Stream, y: sy.Stream, n: int, i: int) -> sy.Stream:
         case "prefix_mean":
             return sy.mean(sy.history(x), 0)
         case "distance":
-            distance = (sy.position() - sy.history(sy.position(), window=n + 1)).cast("f32")
+            distance = (sy.position(clock) - sy.history(sy.position(clock), window=n + 1)).cast("f32")
             return x * sy.sum(sy.rsqrt(distance + 1.0))
         case "repeat_window":
             pair = sy.broadcast_to(y.reshape(1, WIDTH), (2, WIDTH))
             return sy.sum(sy.history(pair, window=n), (0, 1)) * 0.2
         case "decay":
-            state = sy.feedback(sy.zeros((WIDTH,)) + 0.5)
+            state = sy.feedback(sy.zeros((WIDTH,)) + 0.5, clock)
             return state.close(state * 0.5 + sy.tanh(x))
         case "self_history":
-            state = sy.feedback(sy.zeros((WIDTH,)))
+            state = sy.feedback(sy.zeros((WIDTH,)), clock)
             return state.close(sy.tanh(attention(x, sy.history(state + y, window=n + 1))))
         case "self_delay":
-            state = sy.feedback(sy.zeros((WIDTH,)))
+            state = sy.feedback(sy.zeros((WIDTH,)), clock)
             return state.close(sy.tanh(sy.delay(state, n, 0.1) + x))
         case "running_total":  # read by itself, by its own past, and by its value before
-            total = sy.feedback(sy.zeros((WIDTH,)) - 0.5)
+            total = sy.feedback(sy.zeros((WIDTH,)) - 0.5, clock)
             total.close(x * 0.2 + total)
             return total + sy.sum(sy.history(total, window=n), 0) * 0.1 + sy.delay(total, n)
         case "linear_attention":

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_graphs import WIDTH, build, draw_parameters, recipes, run_at_once, run_in_chunks
+from random_graphs import (
+    WIDTH,
+    build,
+    build_two_clocks,
+    draw_parameters,
+    recipes,
+    run_at_once,
+    run_in_chunks,
+)
 
 import systolic as sy
 from systolic.compiler.derive import choose_states, derive_chunk, derive_score, derive_source
@@ -72,55 +80,49 @@ def test_last_is_the_last_of_all(recipe):
     np.testing.assert_allclose(results[1][:, 0], [results[0][0, 4], results[0][1, 7]], **TOLERANCE)
 
 
-def encoder_decoder(source, target):
-    """Two clocks: an encoder that sees everything, a decoder that reads it through ``whole``."""
-    w = sy.parameter("w", (WIDTH, WIDTH))
-    both = sy.whole(source @ w)
-    encoded = source + sy.softmax(sy.einsum("d,pd->p", source, both)) @ both
-    memory = sy.whole(sy.tanh(encoded))
-    keys = sy.einsum("pd,de->pe", memory, sy.parameter("k", (WIDTH, WIDTH)))
-    past = sy.history(target @ w)
-    x = target + sy.softmax(sy.einsum("d,pd->p", target, past)) @ past
-    return x + sy.softmax(sy.einsum("d,pd->p", x, keys)) @ memory
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_two_clocks(strategy):
-    graph = sy.trace(encoder_decoder, source=f"f32[{WIDTH}]@source", target=f"f32[{WIDTH}]@target")
+@settings(max_examples=25, deadline=None)
+@given(source=recipes, target=recipes, split=splits(6), strategy=st.sampled_from(STRATEGIES))
+def test_two_clocks(source, target, split, strategy):
+    graph = build_two_clocks(source, target)
     parameters = draw_parameters(graph)
-    source, target = draw_values(2, 6, seed=2), draw_values(2, 7, seed=3)
-    counts = np.array([6, 4], np.int32)
+    sources, values = draw_values(2, 5, seed=2), draw_values(2, 6, seed=3)
+    counts = np.array([5, 3], np.int32)
     want = [
-        interpret(graph, {"source": s[:n], "target": t}, parameters)["output"]
-        for s, t, n in zip(source, target, counts, strict=True)
+        interpret(graph, {"source": s[:n], "x": x}, parameters)["output"]
+        for s, x, n in zip(sources, values, counts, strict=True)
     ]
-    at_once = derive_score(graph, rows=2, length=7, source_lengths={"source": 6})
-    given_inputs = {"source": source, "target": target, "offset": np.zeros(2, np.int32)}
-    full = np.full(2, 7, np.int32)
-    values = {**parameters, **given_inputs, "length": full, "length.source": counts}
-    np.testing.assert_allclose(evaluate(at_once.graph, values)["output"], want, **TOLERANCE)
+    zero, full, sizes = np.zeros(2, np.int32), np.full(2, 6, np.int32), {"source": 5}
+    common = {**parameters, "source": sources, "length.source": counts, "offset": zero, "length": full}
+    at_once = derive_score(graph, rows=2, length=6, source_lengths=sizes)
+    np.testing.assert_allclose(evaluate(at_once.graph, {**common, "x": values})["output"], want, **TOLERANCE)
 
     plan = choose_states(graph, strategy)
-    first = derive_source(graph, plan, rows=2, source_lengths={"source": 6}, capacity=8)
-    states = evaluate(
-        first.graph, {**parameters, "source": source, "length.source": counts, "offset": full, "length": full}
-    )
-    assert {s.kind for s in first.states} == {"constant"}
-    program = derive_chunk(graph, plan, rows=2, chunk=1, capacity=8, source_lengths={"source": 6}, last=False)
-    for state in program.states:
-        if state.kind != "constant":
-            states[f"state.{state.name}"] = np.zeros(state.type.static_shape, np.float32)
-    outputs = []
-    for t in range(7):
+    first = derive_source(graph, plan, rows=2, source_lengths=sizes, capacity=8)
+    assert {state.kind for state in first.states} == {"constant"}
+    states, outputs, start = evaluate(first.graph, common), [], 0
+    for chunk in split:
+        program = derive_chunk(
+            graph,
+            plan,
+            rows=2,
+            chunk=chunk,
+            capacity=8,
+            reserve=max(split),
+            source_lengths=sizes,
+            last=False,
+        )
+        for state in program.states:
+            states.setdefault(f"state.{state.name}", np.zeros(state.type.static_shape, np.float32))
         step = {
-            "target": target[:, t : t + 1],
-            "offset": np.full(2, t, np.int32),
-            "length": np.ones(2, np.int32),
+            "x": values[:, start : start + chunk],
+            "offset": np.full(2, start, np.int32),
+            "length": np.full(2, chunk, np.int32),
         }
         results = evaluate(program.graph, {**parameters, **states, **step, "length.source": counts})
-        outputs.append(results["output"][:, 0])
-        states.update({name: value for name, value in results.items() if name.startswith("state.")})
-    np.testing.assert_allclose(np.stack(outputs, 1), want, **TOLERANCE)
+        outputs.append(results.pop("output"))
+        states.update(results)
+        start += chunk
+    np.testing.assert_allclose(np.concatenate(outputs, axis=1), want, **TOLERANCE)
 
 
 # ---- the states that are found ----

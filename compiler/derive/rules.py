@@ -115,22 +115,27 @@ def slice_part(rule: Rule, operands: list[Placed]) -> Placed:
 # ---- reductions: where masks appear ----
 
 
-def visible_along(rule: Rule, x: Placed, axis: int) -> Node:
-    """bool, aligned with lead 2 of ``x``: which slots along ``axis`` each position may see."""
+def visible_along(rule: Rule, x: Placed, axis: int) -> Placed:
+    """bool, aligned with ``x``: which slots along ``axis`` each position may see.
+
+    The past differs from position to position (lead 2); a finished clock does not (lead 1).
+    """
     mask = rule.frame.visible(x.shape[axis])
+    lead = max(x.lead, mask.lead)
     shape = mask.node.tensor.static_shape
-    leading = shape[: mask.lead] + (1,) * (2 - mask.lead)
+    leading = shape[: mask.lead] + (1,) * (lead - mask.lead)
     own = tuple(shape[-1] if i == axis else 1 for i in range(len(x.shape)))
-    return rule.make.reshape(mask.node, leading + own, "visible")
+    return Placed(rule.make.reshape(mask.node, leading + own, "visible"), lead, x.shape)
 
 
 def hide(rule: Rule, x: Placed, axes: list[int], identity: float | int) -> Placed:
     """``x`` with ``identity`` in place of what its position may not see along ragged ``axes``."""
     fill = rule.make.constant(identity, x.node.tensor.dtype)
     for axis in axes:
-        value = align(rule.make, x, 2, len(x.shape))
-        node = rule.make("where", visible_along(rule, x, axis), value, fill, label="visible")
-        x = Placed(node, 2, x.shape, x.outside)
+        mask = visible_along(rule, x, axis)
+        value = align(rule.make, x, mask.lead, len(x.shape))
+        node = rule.make("where", mask.node, value, fill, label="visible")
+        x = replace(x, node=node, lead=mask.lead)
     everywhere = len(axes) == len(_ragged(x, range(len(x.shape))))
     return replace(x, outside=ZERO) if axes and everywhere and identity == 0 else x
 
