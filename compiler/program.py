@@ -21,7 +21,8 @@ class State:
     - ``ring``: the last values, [rows, …, slots, …], slot = position modulo slots
     - ``tail``: the last values of a delayed stream, oldest first, [rows, steps, …]
     - ``carry``: the newest value of a feedback, [rows, …]
-    - ``constant``: what a finished clock left behind, [rows, …]
+    - ``constant``: what a finished clock left behind, [rows, …]; one value for each of its positions
+      is kept like ``append``
 
     All states start as zeros: what a row reads before it has written follows from its offset, so a
     row is begun anew by giving it offset 0. ``bytes_per_token`` is what each further position adds.

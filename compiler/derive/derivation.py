@@ -28,7 +28,7 @@ from ...ir.errors import CausalityError
 from ...ir.graph import Graph, Node, postorder
 from ...ir.types import TensorType
 from .frames import Frame
-from .placed import Maker, Placed, align, slot_axis, stretch
+from .placed import Maker, Placed, align, constant_axis, slot_axis, slots_first, stretch
 from .rules import RULES, Rule
 
 Key = tuple[Node, str]
@@ -132,11 +132,17 @@ class Derivation:
     def constant(self, node: Node) -> Steps:
         """Weights and constants, and what finished clocks left behind."""
         if (node, "constant") in self.buffers.initial:
-            return Placed(self.buffers.initial[node, "constant"], 1, node.tensor.shape)
+            kept = self.buffers.initial[node, "constant"]
+            kept = slots_first(Maker(node, "@kept"), kept, constant_axis(node.tensor.shape))
+            return Placed(kept, 1, node.tensor.shape)
         if node.op.kind == "source":
             return Placed(node, 0, node.tensor.shape)
+        frame = next(iter(self.frames.values()))
         if node.op.name == "whole":
             source = node.sources[0]
+            if source.op.name == "position" and source.clock != self.clock:  # not read, but counted
+                size = frame.extent(node.tensor.shape[0])
+                return Placed(Maker(node)("arange", size=size), 0, node.tensor.shape)
             if not self.closed:
                 raise CausalityError(
                     f"{node.name} reads the whole sequence of clock {source.clock}, which is not over "
@@ -145,7 +151,6 @@ class Derivation:
                 )
             x = yield source, "own"
             return Placed(x.node, 1, node.tensor.shape)
-        frame = next(iter(self.frames.values()))
         return (yield from self.apply(node, frame, "own"))
 
     def apply(self, node: Node, frame: Frame, place: str) -> Steps:
@@ -241,11 +246,8 @@ class Derivation:
 
     def make_kept(self, node: Node) -> Steps:
         buffer = yield node, "state"
-        axis, rank = slot_axis(node.tensor.shape), buffer.node.tensor.rank
-        order = (0, axis, *(i for i in range(1, rank) if i != axis))
-        if order == tuple(range(rank)):
-            return buffer
-        return replace(buffer, node=Maker(node, "@kept")("transpose", buffer.node, permutation=order))
+        kept = slots_first(Maker(node, "@kept"), buffer.node, slot_axis(node.tensor.shape))
+        return replace(buffer, node=kept)
 
     def write_index(self, frame: Frame, count: int) -> Node:
         """i32[B, n]: the slot of each position, and ``count``, which is none, for padding."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from ...ir.graph import Node, make_node
 from ...ir.ops import OPS
-from ...ir.types import DTYPES, Dim, Shape, is_ragged
+from ...ir.types import DTYPES, Dim, Shape, Whole, is_ragged
 
 # What a value holds beyond the part of time that its position may see.
 ZERO, FINITE, ANY = "zero", "finite", "any"
@@ -109,6 +109,29 @@ def with_slots(value: tuple[int, ...], count: int) -> tuple[int, ...]:
     """The shape of one row of a buffer: ``count`` slots for values of this shape."""
     axis = slot_axis(value) - 1
     return (*value[:axis], count, *value[axis:])
+
+
+def constant_axis(shape: Shape) -> int:
+    """The axis of the slots in what a finished clock left: as in a buffer, if it is a sequence of values."""
+    return slot_axis(shape[1:]) if is_sequence(shape) else 1
+
+
+def is_sequence(shape: Shape) -> bool:
+    """Whether this is one value for each position of a finished clock."""
+    return bool(shape) and isinstance(shape[0], Whole) and not any(map(is_ragged, shape[1:]))
+
+
+def slots_first(make: Maker, buffer: Node, axis: int) -> Node:
+    """The buffer [B, …, S, …] with slots at ``axis`` as [B, S, …]."""
+    order = (0, axis, *(i for i in range(1, buffer.tensor.rank) if i != axis))
+    return buffer if axis == 1 else make("transpose", buffer, permutation=order)
+
+
+def slots_inside(make: Maker, values: Node, axis: int) -> Node:
+    """The values [B, S, …] as a buffer [B, …, S, …] with slots at ``axis``."""
+    rest = range(2, values.tensor.rank)
+    order = (0, *rest[: axis - 1], 1, *rest[axis - 1 :])
+    return values if axis == 1 else make("transpose", values, permutation=order)
 
 
 Extent = Callable[[Dim], int]

@@ -14,7 +14,7 @@ from ..program import STATE_PREFIX, Program
 from .derivation import Buffers, Derivation
 from .frames import Frame, Slots, append_slots, chunk_positions, ring_slots
 from .loop import ChunkDerivation
-from .placed import Maker, stretch
+from .placed import Maker, constant_axis, settle, slots_inside, stretch
 from .sizes import Sizes, plan_states
 from .states import StatePlan
 
@@ -106,7 +106,10 @@ def derive_source(
     for (node, _), state in states.items():
         placed = derivation.value((node, "own"))
         make = Maker(node)
-        results[STATE_PREFIX + state.name] = make.broadcast(placed.node, state.type.static_shape)
+        shape = settle(node.tensor.shape, sizes.extent)
+        values = make.broadcast(placed.node, (rows, *shape))
+        axis = constant_axis(node.tensor.shape)
+        results[STATE_PREFIX + state.name] = slots_inside(make, values, axis)
     signature = (*inputs.values(), offset, length, *counts.values())
     program = _tidy(Graph(f"{graph.name}.source", signature, graph.parameters, results))
     return Program("source", program, tuple(states.values()), rows, max(source_lengths.values()), capacity)

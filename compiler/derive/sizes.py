@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from ...ir.graph import Graph, Node
 from ...ir.time import NOW, Access, delay_access
-from ...ir.types import Whole
+from ...ir.types import Dim, Whole
 from ..program import State
 from .derivation import Key
-from .placed import with_slots
+from .placed import is_sequence, settle, with_slots
 from .states import StatePlan
 
 
@@ -26,6 +26,11 @@ class Sizes:
     def slots(self, window: int | None) -> int:
         """A ring must survive the largest chunk: its first position still reads a whole window."""
         return self.capacity if window is None else min(self.capacity, window + self.reserve - 1)
+
+    def extent(self, dim: Dim) -> int:
+        """How many positions of a finished clock there is room for."""
+        assert isinstance(dim, Whole)
+        return self.sources[dim.clock]
 
     def is_ring(self, window: int | None) -> bool:
         return window is not None and window + self.reserve - 1 < self.capacity
@@ -66,7 +71,9 @@ def plan_states(graph: Graph, plan: StatePlan, sizes: Sizes) -> dict[Key, State]
         reason = "read one position later, by what it is made from"
         keep(node, "carry", "carry", node.tensor.static_shape, delay_access(1), reason)
     for node in plan.constants:
-        shape = tuple(sizes.sources[d.clock] if isinstance(d, Whole) else int(d) for d in node.tensor.shape)  # type: ignore[arg-type]
+        shape = settle(node.tensor.shape, sizes.extent)
+        if is_sequence(node.tensor.shape):
+            shape = with_slots(shape[1:], shape[0])
         reason = "the same at every position, once the source clock has ended"
         keep(node, "constant", "constant", shape, NOW, reason)
     return states

@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Set
+
 from ...ir.graph import Graph, Node, postorder
+
+_VIEWS = ("reshape", "broadcast_to", "transpose")  # what computes nothing
 
 
 def constants_read(graph: Graph, clock: str) -> tuple[Node, ...]:
-    """What other clocks leave behind and ``clock`` reads: constant nodes that need a whole sequence."""
+    """What other clocks leave behind and ``clock`` reads: constant nodes that need a whole sequence.
+
+    Positions are counted anew instead, and what was only repeated is kept as it was before.
+    """
+    settled = _settled(graph, clock)
+    read = (s for node in graph.nodes if node.clock == clock for s in node.sources)
+    return tuple(dict.fromkeys(_before_views(s, settled) for s in read if s in settled))
+
+
+def _settled(graph: Graph, clock: str) -> set[Node]:
+    """Constant nodes that need a whole sequence of another clock, and not only its positions."""
     settled: set[Node] = set()
     for node in graph.nodes:
-        is_whole = node.op.name == "whole" and node.sources[0].clock != clock
-        if node.clock is None and (is_whole or any(s in settled for s in node.sources)):
+        source = node.sources[0] if node.op.name == "whole" else None
+        is_read = source is not None and source.clock != clock and source.op.name != "position"
+        if node.clock is None and (is_read or any(s in settled for s in node.sources)):
             settled.add(node)
-    read = (s for node in graph.nodes if node.clock == clock for s in node.sources)
-    return tuple(dict.fromkeys(s for s in read if s in settled))
+    return settled
+
+
+def _before_views(node: Node, settled: Set[Node]) -> Node:
+    """The node, or a smaller one that it is a view of."""
+    smallest = node
+    while node.op.name in _VIEWS and node.sources[0] in settled:
+        (node,) = node.sources
+        if _numbers(node) < _numbers(smallest):
+            smallest = node
+    return smallest
+
+
+def _numbers(node: Node) -> int:
+    """How many numbers it holds for each position that is read."""
+    return math.prod(dim for dim in node.tensor.shape if isinstance(dim, int))
 
 
 def source_graph(graph: Graph, clock: str) -> Graph:
