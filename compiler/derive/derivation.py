@@ -367,6 +367,8 @@ def zeros(make: Maker, type_: TensorType) -> Node:
 
 def find_cycles(graph: Graph) -> dict[Node, frozenset[Node]]:
     """For each node on a cycle, the strongly connected part that it is in."""
+    if not graph.feedback:
+        return {}
     edges = nx.DiGraph()
     edges.add_edges_from((source, node) for node in graph.nodes for source in node.sources)
     edges.add_edges_from((value, previous) for previous, value in graph.feedback)

@@ -15,7 +15,7 @@ delay, a feedback) is not recomputed, because that would take its own past along
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import networkx as nx
@@ -153,39 +153,48 @@ def _storage_cost(node: Node) -> float:
     return float(node.tensor.bytes) if node.tensor.is_static else float("inf")
 
 
-def _minimum_cut(graph: Graph, demanded: Iterable[Node]) -> _Cut:
+def _minimum_cut(graph: Graph, demanded: Collection[Node]) -> _Cut:
     """Solves each connected part alone; a stream whose recomputation costs at least as much as
     storing everything demanded behind it is never recomputed, which keeps the parts small."""
-    demanded = set(demanded)
-    behind: dict[Node, frozenset[Node]] = {}  # demanded streams that a node could be recomputed for
-    candidates: list[Node] = []
+    behind: dict[Node, frozenset[Node]] = {node: frozenset({node}) for node in demanded}
+    operands: dict[Node, tuple[Node, ...]] = {}  # of each stream that may be recomputed, else none
+    connected = nx.Graph()
     for node in reversed(graph.nodes):
-        if node.clock is None:
+        reached = behind.get(node)
+        if node.clock is None or reached is None:
             continue
-        reached = behind.get(node, frozenset()) | ({node} if node in demanded else frozenset())
-        if not reached:
-            continue
-        candidates.append(node)
+        connected.add_node(node)
+        operands[node] = ()
         if recompute_cost(node) < sum(_storage_cost(x) for x in reached):
-            for source in node.sources:
+            operands[node] = tuple(source for source in node.sources if source.clock is not None)
+            for source in operands[node]:
                 behind[source] = behind.get(source, frozenset()) | reached
+                connected.add_edge(node, source)
+    cuts = [_cut_part(part, operands, demanded) for part in nx.connected_components(connected)]
+    stored = {node for cut in cuts for node in cut.stored}
+    recomputed = frozenset(node for cut in cuts for node in cut.recomputed)
+    return _Cut(tuple(node for node in graph.nodes if node in stored), recomputed)
+
+
+def _cut_part(
+    part: Iterable[Node], operands: Mapping[Node, tuple[Node, ...]], demanded: Collection[Node]
+) -> _Cut:
+    """The cheapest cut of one connected part."""
     network = nx.DiGraph()
-    for node in candidates:
-        recompute = recompute_cost(node)
-        barrier = recompute >= sum(
-            _storage_cost(x) for x in behind.get(node, frozenset()) | ({node} & demanded)
-        )
-        _connect(network, "source", (node, "computed"), float("inf") if barrier else recompute)
-        is_free = node.op.name == "position"
-        storage = float("inf") if is_free else _storage_cost(node)
+    for node in part:
+        is_position = node.op.name == "position"
+        recompute = recompute_cost(node) if operands[node] or is_position else float("inf")
+        _connect(network, "source", (node, "computed"), recompute)
+        storage = float("inf") if is_position else _storage_cost(node)
         _connect(network, (node, "computed"), (node, "known"), storage)
         if node in demanded:
             _connect(network, (node, "known"), "demanded", float("inf"))
-        if not barrier:
-            for source in node.sources:
-                if source.clock is not None:
-                    _connect(network, (source, "known"), (node, "computed"), float("inf"))
-    return _solve_parts(network, candidates)
+        for source in operands[node]:
+            _connect(network, (source, "known"), (node, "computed"), float("inf"))
+    _, (_, known_side) = nx.minimum_cut(network, "source", "demanded")
+    recomputed = frozenset(node for node in part if (node, "computed") in known_side)
+    stored = tuple(n for n in part if (n, "known") in known_side and n not in recomputed)
+    return _Cut(stored, recomputed)
 
 
 def _connect(network: nx.DiGraph, start: object, end: object, cost: float) -> None:
@@ -196,23 +205,6 @@ def _connect(network: nx.DiGraph, start: object, end: object, cost: float) -> No
         network.add_edge(start, end, capacity=int(cost * _UNITS) + (1 if start == "source" else 0))
 
 
-def _solve_parts(network: nx.DiGraph, candidates: list[Node]) -> _Cut:
-    inner = network.subgraph(n for n in network if n not in ("source", "demanded"))
-    known_side: set[object] = set()
-    for part in nx.weakly_connected_components(inner):
-        piece = network.subgraph([*part, "source", "demanded"])
-        if "demanded" in piece and "source" in piece:
-            _, (_, reached) = nx.minimum_cut(piece, "source", "demanded")
-            known_side |= reached
-    stored, recomputed = [], set()
-    for node in reversed(candidates):
-        if (node, "computed") in known_side:
-            recomputed.add(node)
-        elif (node, "known") in known_side:
-            stored.append(node)
-    return _Cut(tuple(stored), frozenset(recomputed))
-
-
 def _explain(node: Node, served: Mapping[Node, tuple[Node, ...]], strategy: str) -> str:
     readers = [h for h, stored in served.items() if node in stored]
     sources = list(dict.fromkeys(h.sources[0].name for h in readers))
@@ -221,8 +213,7 @@ def _explain(node: Node, served: Mapping[Node, tuple[Node, ...]], strategy: str)
         return f"read through a {window}; kept as it is read, as asked"
     kept = node.tensor.bytes
     if node.name in sources:
-        return (
-            f"read through a {window}; nothing before it takes fewer than its {kept:,} bytes with less work"
-        )
+        bytes_ = f"{node.tensor.bytes:,} bytes per position"
+        return f"read through a {window}; {bytes_}, and no stream before it is cheaper to keep"
     total = sum(h.sources[0].tensor.bytes for h in readers)
     return f"{', '.join(sources)} recomputed from it: {kept:,} bytes per position instead of {total:,}"
