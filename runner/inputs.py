@@ -59,11 +59,12 @@ class Inputs:
     @property
     def start(self) -> int:
         """The token that the target of an encoder-decoder begins with."""
-        if self.model.start_id is None:
+        start = self.model.bos_id if self.model.start_id is None else self.model.start_id
+        if start is None:
             raise SystolicError(
                 f"{self.model.name} has no decoder_start_token_id, which its target would begin with"
             )
-        return self.model.start_id
+        return start
 
     def to_score(self, ids: Sequence[int], target: Sequence[int] | None) -> dict[str, list[int]]:
         """The numbers of each input: of the source, if there is one, and of the text that is scored."""

@@ -43,6 +43,8 @@ class Stages:
             "decode": lambda: self.programs.chunk(1),
             "score": lambda: self.programs.score(self.options.chunk),
         }
+        if self.programs.source_lengths:
+            derived["source"] = lambda: self.programs.source(self.options.capacity)
         if stage in self.passes:
             return self.passes[stage].graph
         if stage in derived:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ...ir.errors import SystolicError
-from ...ir.graph import Graph, Node, make_node, with_unique_names
+from ...ir.graph import Graph, Node, make_node, postorder, with_unique_names
 from ...ir.ops import OPS
 from ...ir.types import Past, TensorType, Whole, is_ragged
 from ..passes.share import share
@@ -224,8 +225,13 @@ def _results(derivation: Derivation, wanted: Mapping[str, Node], place: str, siz
 
 
 def _tidy(program: Graph) -> Graph:
-    """Merges the rearrangements that alignment made, computes equal ones once, and names all nodes."""
-    return with_unique_names(share(simplify(program)))
+    """Merges the rearrangements that alignment made, computes equal ones once, and names all nodes.
+
+    Weights that only another program reads, as a decoder does not read its encoder's, are left out.
+    """
+    tidy = with_unique_names(share(simplify(program)))
+    needed = set(postorder(tidy.outputs.values(), lambda node: node.sources))
+    return replace(tidy, parameters=tuple(node for node in tidy.parameters if node in needed))
 
 
 def _program_input(name: str, type_: TensorType) -> Node:

@@ -72,7 +72,7 @@ def run(
         stop=stop or (),
         ignore_eos=ignore_eos,
     )
-    if not as_json:
+    if not as_json and not executable.inputs.source:  # what an encoder-decoder says stands on its own
         _show_prompt(prompt)
     try:
         _follow(executable, ids, steps, record, show=not as_json)
