@@ -12,10 +12,12 @@ import typer
 from ..ir.errors import SystolicError
 from .commands.check import check
 from .commands.compile import compile_model
+from .commands.cost import cost
 from .commands.graph import graph
 from .commands.models import models
 from .commands.run import run
 from .commands.score import score
+from .commands.targets import targets
 
 BAD_INPUT_STATUS = 2
 
@@ -32,6 +34,8 @@ app.command()(graph)
 app.command("compile")(compile_model)
 app.command()(score)
 app.command()(models)
+app.command()(cost)
+app.command()(targets)
 
 
 def _print_version(wanted: bool) -> None:

@@ -186,7 +186,9 @@ def _classes(length: Number, tile: int, total: Number) -> tuple[FoldClass, ...]:
     )
 
 
-def _moved_in(down: FoldClass, across: FoldClass, wave: Number, kept: Residence, dtype: str, os: bool) -> Number:
+def _moved_in(
+    down: FoldClass, across: FoldClass, wave: Number, kept: Residence, dtype: str, os: bool
+) -> Number:
     """Bytes that one fold needs: its tile of what stays, its slab of what streams, sums that were spilled."""
     size = DTYPE_BYTES[dtype]
     streamed = np.where(kept.streamed & (not across.first), 0, size * wave * down.size)
@@ -253,7 +255,7 @@ def _ends(m: Number, k: Number, n: Number, arrays: Arrays, dtype: str, bus: Bus,
 def energy_pj(
     m: Number, k: Number, n: Number, arrays: Arrays, dtype: str, moved: Number, energy: Energy
 ) -> Number:
-    """Picojoules of the multiply-adds, of the words beside the arrays and of ``moved`` bytes of main memory."""
+    """Picojoules of the multiply-adds, the words beside the arrays and ``moved`` bytes of main memory."""
     words = accesses(m, k, n, arrays)
     on_chip = words.reads * DTYPE_BYTES[dtype] + words.writes * ACCUMULATOR_BYTES
     if dtype not in energy.mac_pj:

@@ -114,7 +114,8 @@ def _result(lhs: Array, rhs: Array, arrays: Arrays) -> Array:
     """The product as the arrays form it: each fold over k adds its partial sums to the accumulators."""
     integers = lhs.dtype == np.int8
     wide, total_dtype = (np.float64, np.int64) if integers else (np.float32, np.float32)
-    left, right = lhs.astype(wide), rhs.astype(wide)  # products of int8 are exact in float64, and fast
+    left: Array = lhs.astype(wide)
+    right: Array = rhs.astype(wide)  # products of int8 are exact in float64, and fast
     total = np.zeros((lhs.shape[0], rhs.shape[1]), total_dtype)
     depth = lhs.shape[1] if arrays.dataflow == "os" else arrays.rows
     for top in range(0, lhs.shape[1], depth):

@@ -13,7 +13,13 @@ from . import analytic, tpu
 from .targets import DATAFLOWS, DTYPE_BYTES, RESULT_BYTES, Arrays, Compiler, Target, load_target
 from .tiling import traffic
 
-DTYPE_NAMES: Mapping[str, str] = {"int8": "i8", "s8": "i8", "bfloat16": "bf16", "float16": "f16", "float32": "f32"}
+DTYPE_NAMES: Mapping[str, str] = {
+    "int8": "i8",
+    "s8": "i8",
+    "bfloat16": "bf16",
+    "float16": "f16",
+    "float32": "f32",
+}
 ALTERNATIVES = 5
 IDEAL = analytic.Bus(np.inf)
 
@@ -23,10 +29,11 @@ class Matmul:
     """The cost of lhs [m, k] · rhs [k, n] with operands and result in main memory.
 
     ``bound``: what decides it ("memory", "arrays", "vector" or "launch"). ``tiling``: tile sizes, loop
-    order (outermost first), steps. ``hbm_bytes``: lhs, rhs, result, total. ``utilization``: the share of
-    the arrays' multiply-adds that are useful, over all cycles. ``alternatives``: the next best choices.
-    The array figures (``compute_cycles`` … ``mapping_utilization``, words of on-chip memory) are those
-    of the target's dataflow with all operands at hand. None: the target lacks the figure.
+    order (outermost first), steps. ``hbm_bytes``: to and from main memory. ``utilization``: the share of
+    the arrays' multiply-adds that are useful, over all cycles (0 to 1). ``alternatives``: the next best
+    choices. The array figures (``compute_cycles`` … ``mapping_utilization``; reads and writes in words
+    of on-chip memory) are those of the target's dataflow with all operands at hand. None: the target
+    lacks the figure.
     """
 
     m: int
@@ -34,16 +41,18 @@ class Matmul:
     n: int
     dtype: str
     target: str
-    cycles: float | None
+    cycles: int | None
     seconds: float | None
     bound: str
     tiling: dict[str, Any]
-    hbm_bytes: dict[str, int]
+    hbm_bytes: int
+    hbm_bytes_by_operand: dict[str, int]
     utilization: float | None
     alternatives: tuple[dict[str, Any], ...] = ()
     energy_joules: float | None = None
     compute_cycles: int | None = None
-    sram_reads: dict[str, int] = field(default_factory=dict)
+    sram_reads: int | None = None
+    sram_reads_by_operand: dict[str, int] = field(default_factory=dict)
     sram_writes: int | None = None
     mapping_utilization: float | None = None
 
@@ -105,9 +114,9 @@ def _seconds(cycles: float, machine: Target) -> float | None:
     return cycles / clock if clock else None
 
 
-def _bytes(moved: analytic.Traffic, index: int | None = None) -> dict[str, int]:
-    parts = {"lhs": moved.lhs, "rhs": moved.rhs, "result": moved.result, "total": moved.total}
-    return {name: int(part if index is None else part[index]) for name, part in parts.items()}
+def _bytes(moved: analytic.Traffic) -> dict[str, Any]:
+    by_operand = {name: int(np.asarray(getattr(moved, name)).item()) for name in ("lhs", "rhs", "result")}
+    return {"hbm_bytes": sum(by_operand.values()), "hbm_bytes_by_operand": by_operand}
 
 
 def _array_figures(
@@ -120,7 +129,8 @@ def _array_figures(
     return {
         "energy_joules": joules,
         "compute_cycles": int(analytic.compute_cycles(m, k, n, arrays, drained)),
-        "sram_reads": {"lhs": int(words.lhs_reads), "rhs": int(words.rhs_reads), "total": int(words.reads)},
+        "sram_reads": int(words.reads),
+        "sram_reads_by_operand": {"lhs": int(words.lhs_reads), "rhs": int(words.rhs_reads)},
         "sram_writes": int(words.writes),
         "mapping_utilization": float(analytic.mapping_utilization(m, k, n, arrays)),
     }
@@ -131,9 +141,7 @@ def _utilization(m: int, k: int, n: int, cycles: float, dtype: str, machine: Tar
     return m * k * n / (cycles * cells * machine.macs_per_cell(dtype))
 
 
-def _on_arrays(
-    m: int, k: int, n: int, dtype: str, machine: Target, arrays: Arrays, drained: bool
-) -> Matmul:
+def _on_arrays(m: int, k: int, n: int, dtype: str, machine: Target, arrays: Arrays, drained: bool) -> Matmul:
     """Counted on the arrays themselves, behind the target's main memory (ideal where it has none)."""
     bus = _bus(machine)
     cycles = {
@@ -147,21 +155,21 @@ def _on_arrays(
     tiles = analytic.folds(where, arrays)
     return Matmul(
         m, k, n, dtype, machine.name,
-        cycles=chosen,
+        cycles=round(chosen),
         seconds=_seconds(chosen, machine),
         bound="memory" if moved.total / bus.bytes_per_cycle > compute else "arrays",
         tiling={
             "dataflow": arrays.dataflow, "rows": arrays.rows, "columns": arrays.columns,
             "wave": where.wave, "folds": int(tiles.down * tiles.across), "rounds": int(tiles.rounds),
         },
-        hbm_bytes=_bytes(moved),
+        **_bytes(moved),
         utilization=_utilization(m, k, n, chosen, dtype, machine, arrays),
         alternatives=tuple(
-            {"dataflow": flow, "cycles": count}
+            {"dataflow": flow, "cycles": round(count)}
             for flow, count in sorted(cycles.items(), key=lambda item: item[1])
             if flow != arrays.dataflow
         ),
-        **_array_figures(m, k, n, dtype, arrays, machine, int(moved.total), drained),
+        **_array_figures(m, k, n, dtype, arrays, machine, int(np.asarray(moved.total).item()), drained),
     )  # fmt: skip
 
 
@@ -182,7 +190,8 @@ def _compiled(
     tilings = tpu.searched_tilings((m, k, n), dtype, compiler)
     estimate = tpu.estimate(tilings, dtype, arrays, compiler)
     best, *others = np.argsort(estimate.cycles, kind="stable")[: ALTERNATIVES + 1].tolist()
-    cycles, moved = float(estimate.cycles[best]), _bytes(traffic(tilings, dtype), best)
+    cycles = float(estimate.cycles[best])
+    moved = traffic(tilings[np.array([best])], dtype)
     sides = {
         "memory": estimate.memory[best],
         "arrays": estimate.arrays[best],
@@ -191,16 +200,16 @@ def _compiled(
     }
     return Matmul(
         m, k, n, dtype, machine.name,
-        cycles=cycles,
+        cycles=round(cycles),
         seconds=_seconds(cycles, machine),
         bound=max(sides, key=lambda side: float(sides[side])),
         tiling=tilings.describe(best),
-        hbm_bytes=moved,
+        **_bytes(moved),
         utilization=_utilization(m, k, n, cycles, dtype, machine, arrays),
         alternatives=tuple(
-            tilings.describe(index) | {"cycles": float(estimate.cycles[index])} for index in others
+            tilings.describe(index) | {"cycles": round(float(estimate.cycles[index]))} for index in others
         ),
-        **_array_figures(m, k, n, dtype, arrays, machine, moved["total"], True),
+        **_array_figures(m, k, n, dtype, arrays, machine, int(np.asarray(moved.total).item()), True),
     )  # fmt: skip
 
 
@@ -208,17 +217,17 @@ def _matvec(k: int, n: int, dtype: str, machine: Target, arrays: Arrays, compile
     memory, vector = tpu.matvec_cycles(k, n, dtype, compiler)
     cycles = compiler.launch_cycles + memory + vector
     size = DTYPE_BYTES[dtype]
-    moved = _bytes(analytic.Traffic(size * k, size * k * n, RESULT_BYTES[dtype] * n))
+    moved = analytic.Traffic(size * k, size * k * n, RESULT_BYTES[dtype] * n)
     sides = {"memory": memory, "vector": vector, "launch": compiler.launch_cycles}
     return Matmul(
         1, k, n, dtype, machine.name,
-        cycles=cycles,
+        cycles=round(cycles),
         seconds=_seconds(cycles, machine),
         bound=max(sides, key=lambda side: sides[side]),
         tiling={"unit": "vector"},
-        hbm_bytes=moved,
+        **_bytes(moved),
         utilization=_utilization(1, k, n, cycles, dtype, machine, arrays),
-        **_array_figures(1, k, n, dtype, arrays, machine, moved["total"], True),
+        **_array_figures(1, k, n, dtype, arrays, machine, int(np.asarray(moved.total).item()), True),
     )  # fmt: skip
 
 
@@ -228,10 +237,15 @@ def _roofline(m: int, k: int, n: int, dtype: str, machine: Target) -> Matmul:
     if dtype not in machine.peak or bandwidth is None:
         raise SystolicError(f"target {machine.name} has no peak for {dtype}, or no memory bandwidth")
     size = DTYPE_BYTES[dtype]
-    moved = _bytes(analytic.Traffic(size * m * k, size * k * n, RESULT_BYTES[dtype] * m * n))
-    arithmetic, memory = 2 * m * k * n / machine.peak[dtype], moved["total"] / bandwidth
+    moved = analytic.Traffic(size * m * k, size * k * n, RESULT_BYTES[dtype] * m * n)
+    arithmetic, memory = 2 * m * k * n / machine.peak[dtype], moved.total / bandwidth
     seconds = max(arithmetic, memory)
     return Matmul(
-        m, k, n, dtype, machine.name, None, seconds, "memory" if memory > arithmetic else "arithmetic", {},
-        moved, arithmetic / seconds,
+        m, k, n, dtype, machine.name,
+        cycles=None,
+        seconds=seconds,
+        bound="memory" if memory > arithmetic else "arithmetic",
+        tiling={},
+        **_bytes(moved),
+        utilization=arithmetic / seconds,
     )  # fmt: skip

@@ -74,7 +74,11 @@ def _entering(tiles: list[Array], starts: list[int], now: int) -> tuple[Array, A
         if start <= now < start + length + ports:
             at = now - start - np.arange(ports)
             live = (at >= 0) & (at < length)
-            value[live], fold[live], element[live] = tiles[index][at[live], np.flatnonzero(live)], index, at[live]
+            value[live], fold[live], element[live] = (
+                tiles[index][at[live], np.flatnonzero(live)],
+                index,
+                at[live],
+            )
     return value, fold, element
 
 
@@ -90,11 +94,11 @@ def _tiles(operand: Array, down: int, across: int) -> list[list[Array]]:
 
 
 def _weight_stationary(stream: Array, kept: Array, arrays: Arrays) -> Stepped:
-    """stream [T, K] flows right, partial sums flow down, kept [K, C'] is latched from a lane that flows down."""
+    """stream [T, K] flows right, sums flow down; kept [K, N] is latched from a lane that flows down."""
     rows, columns, wave = arrays.rows, arrays.columns, stream.shape[0]
     grid = _tiles(kept, rows, columns)
     weights = [tile for column in grid for tile in column]
-    slabs = [tile for tile, in _tiles(stream, wave, rows)] * len(grid)
+    slabs = [tile for (tile,) in _tiles(stream, wave, rows)] * len(grid)
     acts, loads = (Lane.empty(rows, columns, stream.dtype) for _ in range(2))
     banks, sums = np.zeros((2, rows, columns), stream.dtype), np.zeros((rows, columns), stream.dtype)
     row_index, cells = np.arange(rows)[:, None], np.indices((rows, columns))
@@ -139,8 +143,8 @@ def _output_stationary(lhs: Array, rhs: Array, arrays: Arrays, drained: bool) ->
     """lhs flows right, rhs flows down, sums stay; a chain of registers carries finished columns out."""
     rows, columns, wave = arrays.rows, arrays.columns, lhs.shape[1]
     left, right = _tiles(lhs.T, wave, rows), _tiles(rhs, wave, columns)
-    lefts = [tile for tile, in left] * len(right)
-    rights = [tile for tile, in right for _ in left]
+    lefts = [tile for (tile,) in left] * len(right)
+    rights = [tile for (tile,) in right for _ in left]
     acts, tops = Lane.empty(rows, columns, lhs.dtype), Lane.empty(rows, columns, lhs.dtype)
     chain, banks = Lane.empty(rows, columns, lhs.dtype), np.zeros((2, rows, columns), lhs.dtype)
     nothing = (np.zeros(columns, lhs.dtype), np.full(columns, NOTHING), np.full(columns, NOTHING))

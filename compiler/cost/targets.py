@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -118,10 +119,22 @@ class Target:
         """Every figure of the machine under its dotted name, in the order of the declaration."""
         found: dict[str, float | str | bool] = {}
         for name in ("arrays", "memory", "peak", "vector", "energy", "interconnect", "compiler"):
-            table = getattr(self, name)
-            if table is not None:
-                found |= _flat(name, table)
+            found |= _flat(name, getattr(self, name))
         return found
+
+    def to_toml(self) -> str:
+        """The target as a TOML file that ``load_target`` reads."""
+        tables: dict[str, dict[str, Any]] = {"": {"name": self.name, "description": self.description}}
+        for name, value in self.figures().items():
+            table, _, key = name.rpartition(".")
+            tables.setdefault(table, {})[key] = value
+        tables["sources"] = {json.dumps(name): source for name, source in self.sources.items()}
+        return "\n".join(
+            "".join(
+                [f"[{table}]\n" if table else "", *(f"{k} = {json.dumps(v)}\n" for k, v in entries.items())]
+            )
+            for table, entries in tables.items()
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The target as a JSON object: figures by dotted name with value and source."""
@@ -132,15 +145,11 @@ class Target:
 
 
 def _flat(name: str, value: Any) -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        entries = value.items()
-    elif hasattr(value, "__dataclass_fields__"):
-        entries = ((f.name, getattr(value, f.name)) for f in fields(value))
-    else:
-        return {name: value}
-    return {
-        k: v for key, entry in entries if entry is not None for k, v in _flat(f"{name}.{key}", entry).items()
-    }
+    if hasattr(value, "__dataclass_fields__"):
+        value = {f.name: getattr(value, f.name) for f in fields(value)}
+    if not isinstance(value, Mapping):
+        return {} if value is None else {name: value}
+    return {k: v for key, entry in value.items() for k, v in _flat(f"{name}.{key}", entry).items()}
 
 
 def preset_names() -> tuple[str, ...]:
@@ -174,10 +183,7 @@ def _target(table: dict[str, Any], file: Path) -> Target:
         for key, value in table.items()
     }
     target = _record(Target, built, str(file))
-    if target.arrays and target.arrays.dataflow not in DATAFLOWS:
-        raise SystolicError(
-            f"{file}: dataflow {target.arrays.dataflow!r} is not one of {', '.join(DATAFLOWS)}"
-        )
+    _check_arrays(target.arrays, file)
     for name, figure in target.figures().items():
         if isinstance(figure, int | float) and not isinstance(figure, bool) and figure < 0:
             raise SystolicError(f"{file}: {name} is {figure}; expected a number that is not negative")

@@ -46,15 +46,17 @@ class Tilings:
 
     def describe(self, index: int) -> dict[str, int | str]:
         """One of them as JSON: tile sizes, loop order (outermost first) and number of steps."""
-        tile = {name: int(getattr(self, name)[index]) for name in ("m", "k", "n")}
+        tile: dict[str, int | str] = {name: int(getattr(self, name)[index]) for name in ("m", "k", "n")}
         return tile | {"order": ORDERS[int(self.order[index])], "steps": int(self.steps[index])}
 
 
 def candidates(shape: tuple[int, int, int], granules: tuple[int, int, int]) -> Tilings:
-    """Tilings of [m, k] · [k, n] in whole granules: every way to cut each dimension evenly, both orders."""
+    """Tilings of [m, k] · [k, n] in whole granules, each dimension cut evenly; both orders if they differ."""
     sizes = [_tile_sizes(total, granule) for total, granule in zip(shape, granules, strict=True)]
     m, k, n, order = (grid.ravel() for grid in np.meshgrid(*sizes, np.arange(len(ORDERS)), indexing="ij"))
-    return Tilings(shape, m, k, n, order)
+    found = Tilings(shape, m, k, n, order)
+    pieces_m, pieces_k, pieces_n = found.pieces
+    return found[(order == 0) | ((pieces_k == 1) & (pieces_m > 1) & (pieces_n > 1))]
 
 
 def _tile_sizes(total: int, granule: int) -> Array:

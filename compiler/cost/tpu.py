@@ -26,9 +26,10 @@ from .tiling import Tilings, candidates, on_chip_bytes, traffic, window_bytes
 Array = np.ndarray
 GRANULES = (8, 128, 128)  # a vector register is 8 sublanes of 128 lanes
 # Passes of the vector unit per element, the same for all generations.
-NARROWING: Mapping[str, float] = {"bf16": 1.0, "f16": 1.0, "i8": 0.4, "f32": 0.2}  # per result
+NARROWING: Mapping[str, float] = {"bf16": 1.0, "f16": 1.0}  # per result that is stored in 16 bits
 PREPARATION: Mapping[str, float] = {"f32": 1.35}  # per weight: splitting f32 into bf16 parts
-CONVERSION = 0.9  # per weight, and as much again per result, of a dtype that the arrays do not multiply
+CONVERSION = 0.95  # per weight, and as much again per result, of a dtype that the arrays do not multiply
+UNCOVERED_CONVERSION = 1 / 3  # of the shorter of multiplying and converting
 MATVEC = 1.28  # per weight, where one row of lhs is multiplied and reduced without the arrays
 
 
@@ -56,10 +57,13 @@ def estimate(tilings: Tilings, dtype: str, arrays: Arrays, compiler: Compiler) -
     m, _, n = tilings.shape
     steps = tilings.steps
     memory = traffic(tilings, dtype).total / compiler.bytes_per_cycle + steps * compiler.step_cycles
-    busy = np.maximum(
-        steps * _step_macs_cycles(tilings, dtype, arrays) / compiler.issue_efficiency,
-        steps * tilings.k * tilings.n * _preparation(dtype, compiler) / compiler.vector_elements_per_cycle,
+    macs = steps * _step_macs_cycles(tilings, dtype, arrays) / compiler.issue_efficiency
+    weights = (
+        steps * tilings.k * tilings.n * _preparation(dtype, compiler) / compiler.vector_elements_per_cycle
     )
+    busy = np.maximum(macs, weights)
+    if dtype in compiler.converted:
+        busy = busy + UNCOVERED_CONVERSION * np.minimum(macs, weights)
     results = m * n * _narrowing(dtype, compiler) / compiler.vector_elements_per_cycle
     uncovered = np.minimum(memory, busy) / steps
     cycles = compiler.launch_cycles + np.maximum(memory, busy) + uncovered + results
@@ -76,7 +80,7 @@ def _preparation(dtype: str, compiler: Compiler) -> float:
 
 
 def _narrowing(dtype: str, compiler: Compiler) -> float:
-    return CONVERSION if dtype in compiler.converted else NARROWING[dtype]
+    return CONVERSION if dtype in compiler.converted else NARROWING.get(dtype, 0.0)
 
 
 def matvec_cycles(k: int, n: int, dtype: str, compiler: Compiler) -> tuple[float, float]:

@@ -198,7 +198,6 @@ class T5:
 
 @dataclass(frozen=True, kw_only=True)
 class Mt5(T5):
-    d_kv: Size = 64
     feed_forward_proj: str = "gated-gelu"
 
     @property
@@ -208,6 +207,8 @@ class Mt5(T5):
 
 @dataclass(frozen=True, kw_only=True)
 class Umt5(T5):
+    harmless: ClassVar[frozenset[str]] = T5.harmless | {"scalable_attention"}  # which nothing reads
+
     feed_forward_proj: str = "gated-gelu"
 
     @property

@@ -1,0 +1,80 @@
+"""systolic cost: what a matmul costs on a target, predicted."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...ir.errors import SystolicError
+from .arguments import Json
+from .table import aligned
+
+if TYPE_CHECKING:
+    from ...compiler.cost import Matmul
+
+
+def cost(
+    matmul: Annotated[
+        str, typer.Option("--matmul", metavar="M,K,N", help="The sizes of lhs [M, K] · rhs [K, N].")
+    ],
+    dtype: Annotated[str, typer.Option(help="bf16, f16, f32 or int8.")] = "bf16",
+    target: Annotated[
+        str, typer.Option(help="A name that `systolic targets` lists, or a TOML file.")
+    ] = "tpu-v5e",
+    array: Annotated[
+        str | None, typer.Option(metavar="RxC", help="Another size of the target's arrays.")
+    ] = None,
+    dataflow: Annotated[str | None, typer.Option(help="ws, os or is [default: the target's].")] = None,
+    scalesim_compatible: Annotated[
+        bool, typer.Option("--scalesim-compatible", help="Count as SCALE-Sim does: os without its drain.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Predicts the cycles of a matmul with operands and result in main memory, and explains them."""
+    from ...compiler.cost import matmul as predict
+
+    m, k, n = _numbers(matmul, r"(\d+),(\d+),(\d+)", "--matmul", "three sizes M,K,N")
+    size = _numbers(array, r"(\d+)x(\d+)", "--array", "rows and columns RxC") if array else None
+    found = predict(
+        m, k, n, dtype, target,
+        array=(size[0], size[1]) if size else None,
+        dataflow=dataflow,
+        scalesim_compatible=scalesim_compatible,
+    )  # fmt: skip
+    print(json.dumps(found.to_json(), indent=1) if as_json else _table(found))
+
+
+def _numbers(text: str, pattern: str, option: str, expected: str) -> tuple[int, ...]:
+    found = re.fullmatch(pattern, text.replace(" ", ""))
+    if found is None:
+        raise SystolicError(f"{option} is {text!r}; expected {expected}")
+    return tuple(int(number) for number in found.groups())
+
+
+def _table(found: Matmul) -> str:
+    """What was found, one line each; figures that the target lacks are left out."""
+    lines = [
+        ("matmul", f"[{found.m}, {found.k}] · [{found.k}, {found.n}] {found.dtype} on {found.target}"),
+        ("cycles", found.cycles and f"{found.cycles:,.0f}"),
+        ("time", found.seconds and f"{found.seconds * 1e6:,.2f} µs"),
+        ("bound", found.bound),
+        ("tiling", _parts(found.tiling)),
+        ("main memory", f"{found.hbm_bytes:,} bytes: {_parts(found.hbm_bytes_by_operand)}"),
+        ("utilization", found.utilization and f"{found.utilization:.1%}"),
+        ("energy", found.energy_joules and f"{found.energy_joules * 1e6:,.1f} µJ"),
+        ("array cycles", found.compute_cycles and f"{found.compute_cycles:,} with all operands at hand"),
+        ("array reads", found.sram_reads and f"{found.sram_reads:,}: {_parts(found.sram_reads_by_operand)}"),
+        ("array writes", found.sram_writes and f"{found.sram_writes:,}"),
+        ("mapped cells", found.mapping_utilization and f"{found.mapping_utilization:.1%}"),
+    ]
+    lines += [("alternative", _parts(other)) for other in found.alternatives]
+    return aligned([(name, str(value)) for name, value in lines if value])
+
+
+def _parts(parts: Mapping[str, int | str]) -> str:
+    shown = (f"{value:,}" if isinstance(value, int) else value for value in parts.values())
+    return ", ".join(f"{name} {value}" for name, value in zip(parts, shown, strict=True))

@@ -1,0 +1,51 @@
+"""systolic targets: the machines that costs can be predicted for."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .arguments import Json
+from .table import aligned
+
+if TYPE_CHECKING:
+    from ...compiler.cost import Target
+
+
+def targets(
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure this machine's CPU; print it as a TOML target.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Lists the targets; --json gives every figure with its source."""
+    from ...compiler.cost import load_target, preset_names
+    from ...compiler.cost.calibrate import measured_cpu
+
+    if calibrate:
+        measured = measured_cpu()
+        print(json.dumps(measured.to_json(), indent=1) if as_json else measured.to_toml(), end="")
+        return
+    found = [load_target(name) for name in preset_names()]
+    if as_json:
+        print(json.dumps({"targets": [target.to_json() for target in found]}, indent=1))
+        return
+    columns = ("name", "arrays", "clock", "peak", "memory", "on chip", "description")
+    print(aligned([columns, *map(_row, found)]))
+
+
+def _row(target: Target) -> tuple[str, ...]:
+    arrays, memory = target.arrays, target.memory
+    clock = arrays.clock_hz if arrays else None
+    bandwidth = memory.hbm_bytes_per_second
+    return (
+        target.name,
+        f"{arrays.count} × {arrays.rows}×{arrays.columns} {arrays.dataflow}" if arrays else "-",
+        f"{clock / 1e9:.2f} GHz" if clock else "-",
+        ", ".join(f"{rate / 1e12:,.1f} T {dtype}" for dtype, rate in target.peak.items()) or "-",
+        f"{bandwidth / 1e9:,.0f} GB/s" if bandwidth else "ideal",
+        f"{memory.on_chip_bytes / 2**20:,.4g} MiB",
+        target.description,
+    )
