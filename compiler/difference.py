@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ..ir.graph import Graph, Node
+from ..ir.layers import NUMBERED, show_numbers
 from ..ir.text import inline_literals, show_definition, show_name, show_params
 
 _Pattern = tuple[str, tuple[str, ...]]  # a scope, and the lines of a change
-LAYER = re.compile(r"((?:[^.]+\.)*?)(0|[1-9]\d*)((?:\..*)?)")  # a scope, cut at its first number
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def show_difference(found: Difference) -> str:
 
 def _layer(change: Change) -> re.Match[str] | None:
     """The layer that a change belongs to, by its scope; that of a state or weight, by its name."""
-    match = LAYER.fullmatch(change.scope or change.name)
+    match = NUMBERED.fullmatch(change.scope or change.name)
     return match if match and (change.scope or match[3]) else None
 
 
@@ -153,7 +153,7 @@ def _pattern(change: Change, offsets: Iterable[int]) -> _Pattern:
             number, shown = int(match[2]) + offset, f"{{i{offset:+}}}" if offset else "{i}"
             line = re.sub(rf"(?<![\w-]){re.escape(match[1])}{number}(?![\w-])", match[1] + shown, line)
         lines.append(re.sub(rf"(?<=\w\.){match[2]}(?=\.[A-Za-z_])", "{i}", line))  # in names of weights
-    return f"{match[1]}{{i}}{match[3]}" if change.scope else "", tuple(lines)
+    return f"{match[1]}{{i}}{match[3] or ''}" if change.scope else "", tuple(lines)
 
 
 def _section(scope: str, lines: Iterable[str]) -> Iterator[str]:
@@ -171,14 +171,3 @@ def _show_change(change: Change) -> Iterator[str]:
         case str(before), str(after):
             yield f"- {before}"
             yield f"+ {after}"
-
-
-def show_numbers(numbers: Iterable[int]) -> str:
-    """``0-3,7``."""
-    ranges: list[list[int]] = []
-    for number in sorted(numbers):
-        if ranges and number == ranges[-1][-1] + 1:
-            ranges[-1].append(number)
-        else:
-            ranges.append([number])
-    return ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in ranges)

@@ -11,7 +11,7 @@ from collections.abc import Collection
 import pydot
 
 from .graph import Graph, Node
-from .outline import Box, Flow, boxes, flows, weight_bytes
+from .outline import Box, Flow, boxes, flows, input_boxes, weight_bytes
 from .time import NOW, Access, delay_access
 from .types import show_type
 
@@ -67,15 +67,12 @@ def outline_to_dot(graph: Graph, expand: Collection[str] = ()) -> str:
     for box in boxes(graph, expand):
         alone = box.times == 1 and any(f"{box.path}.".startswith(f"{scope}.") for scope in expand)
         shown += [Box(n.name, (n,), (n,)) for n in box.nodes] if alone else [box]
-    identity: dict[Box | Node, str] = {}
-    for node in graph.inputs:
-        if graph.users[node]:
-            identity[node] = f"n{len(identity)}"
-            drawing.add_node(_draw_node(node, identity[node]))
+    shown = [*input_boxes(graph, shown), *shown]
+    identity = {box: f"n{position}" for position, box in enumerate(shown)}
     clusters: dict[str, pydot.Graph] = {}
     for box in shown:
-        identity[box] = f"n{len(identity)}"
-        parent = box.nodes[0].scope if len(box.every_node) == 1 else box.path.rpartition(".")[0]
+        is_node = len(box.every_node) == 1 or box.nodes[0].op.name == "input"
+        parent = box.nodes[0].scope if is_node else _title(box)[0]
         _cluster(drawing, clusters, parent, box).add_node(_draw_box(box, identity[box]))
     for flow in flows(graph, shown):
         drawing.add_edge(_draw_flow(flow, identity[flow.source], identity[flow.user]))
@@ -97,12 +94,23 @@ def _cluster(drawing: pydot.Dot, clusters: dict[str, pydot.Graph], path: str, bo
     return clusters[path]
 
 
+def _title(box: Box) -> tuple[str, str]:
+    """The frame that a box stands in, and its title; a numbered scope keeps its whole name."""
+    frame, _, title = box.path.rpartition(".")
+    if not title[0].isdigit():
+        return frame, title
+    return "", box.path if box.times == 1 else f"{box.path}  × {box.times}"
+
+
 def _draw_box(box: Box, identity: str) -> pydot.Node:
     if len(box.every_node) == 1:
         return _draw_node(box.nodes[0], identity)
+    if box.nodes[0].op.name == "input":
+        label = _quote(f"{box.path}\n{show_type(box.nodes[0].type)}")
+        return pydot.Node(identity, label=label, shape="ellipse")
     weights = weight_bytes(box) // box.times
     about = f"{len(box.nodes)} nodes" + (f", {weights:,} bytes of weights" if weights else "")
-    label = _quote(f"{box.path.rpartition('.')[2]}\n{about}")
+    label = _quote(f"{_title(box)[1]}\n{about}")
     return pydot.Node(identity, label=label, style=_quote("rounded,filled"), fillcolor="#f6f8fa")
 
 
@@ -110,7 +118,7 @@ def _draw_flow(flow: Flow, source: str, user: str) -> pydot.Edge:
     names = ", ".join(flow.names[:LABELLED]) + (" …" if len(flow.names) > LABELLED else "")
     colour = _quote(ACCESS_COLOURS[flow.access.describe().split()[0]])
     label = names if flow.access == NOW else f"{names} [{flow.access}]"
-    is_plain = flow.access == NOW and (isinstance(flow.source, Node) or len(flow.source.every_node) == 1)
+    is_plain = flow.access == NOW and (len(flow.source.nodes) == 1)
     return pydot.Edge(
         source,
         user,

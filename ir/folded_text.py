@@ -18,8 +18,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from .fold import Block, fold, show_pattern
+from .fold import fold
 from .graph import Graph, Node, with_unique_names
+from .layers import Block, show_pattern
 from .repeats import INDENT, show_repeat
 from .text import (
     RELATIVE_NAME,
@@ -105,7 +106,7 @@ class _Writer:
         self.literals = inline_literals(graph)
         self.sections = Sections(comment)
         self.label = self.sections.reference(graph)
-        self.repeated: list[tuple[Block, Graph, int]] = []  # bodies, with the layer that they are in
+        self.repeated: list[tuple[Block, Graph]] = []  # bodies that are written once for all units
 
     def lines(self, heading: Sequence[str]) -> Iterator[str]:
         yield f"graph {self.label}"
@@ -126,9 +127,9 @@ class _Writer:
     def bodies(self) -> Iterator[str]:
         """The bodies of loops as sections of their own, those of a repeat once."""
         yield from self.sections.texts(start=1)
-        for block, body, index in self.repeated:
+        for block, body in self.repeated:
             family, first, _ = block.of(block.nodes[0])
-            text = family.body_text(body, index, first, self.comment)
+            text = family.body_text(body, first, self.comment)
             lines = [f"{INDENT}{line}".rstrip() for line in text.split("\n")]
             yield "\n".join([_head(block, block.bases), *lines])
 
@@ -150,7 +151,7 @@ class _Writer:
         scope = family.pattern(node.scope, index, first)
 
         def label_of(body: Graph) -> str:
-            self.repeated.append((block, body, index))
+            self.repeated.append((block, body))
             return show_pattern(family.pattern(body.name, index, first))
 
         sources = [_shortened(text, scope) for text in block.operands[node]]

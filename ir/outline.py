@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from .fold import Block, Repeat, fold
+from .fold import fold
 from .graph import Graph, Node
-from .time import NOW, Access
+from .layers import NUMBERED, Block, Repeat, show_numbers
+from .time import NOW, Access, delay_access
 from .types import show_type
 
 LISTED = 3  # names in one cell of the table
@@ -41,7 +42,7 @@ class Flow:
     ``onward`` is what one unit of a repeat hands to another.
     """
 
-    source: Box | Node
+    source: Box
     user: Box
     access: Access
     names: tuple[str, ...]
@@ -93,27 +94,46 @@ def _joined(parts: list[Box]) -> Box:
     return Box(parts[0].path, nodes, tuple(node for box in parts for node in box.every_node), parts[0].repeat)
 
 
+def input_boxes(graph: Graph, of: Iterable[Box]) -> tuple[Box, ...]:
+    """A box for each input that is read; inputs that differ in their number and go to one box are one."""
+    box_of = {node: box for box in of for node in box.every_node}
+    alike: dict[tuple[object, ...], list[Node]] = {}
+    for node in graph.inputs:
+        readers = tuple(dict.fromkeys(box_of[user] for user in graph.users[node] if user in box_of))
+        match = NUMBERED.fullmatch(node.name)
+        repeated = match is not None and len(readers) == 1 and readers[0].times > 1
+        pattern = (match[1], match[3]) if match and repeated else (node.name,)
+        if readers:
+            alike.setdefault((pattern, readers), []).append(node)
+    return tuple(Box(_path_of(nodes), (nodes[0],), tuple(nodes)) for nodes in alike.values())
+
+
+def _path_of(inputs: list[Node]) -> str:
+    numbered = [match for node in inputs if (match := NUMBERED.fullmatch(node.name))]
+    if len(inputs) == 1 or not numbered:
+        return inputs[0].name
+    numbers = show_numbers(int(match[2]) for match in numbered)
+    return f"{numbered[0][1]}{numbers}{numbered[0][3] or ''}"
+
+
 def flows(graph: Graph, of: Iterable[Box]) -> tuple[Flow, ...]:
-    """What boxes read of each other, of inputs, and of themselves at other positions."""
+    """What boxes, also those of inputs, are read by others, and by themselves at other positions."""
     box_of = {node: box for box in of for node in box.every_node}
     unit_of = {
-        n: i // len(b.nodes) for b in dict.fromkeys(box_of.values()) for i, n in enumerate(b.every_node)
+        node: i // len(box.nodes)
+        for box in dict.fromkeys(box_of.values())
+        for i, node in enumerate(box.every_node)
     }
     edges = [(edge.source, user, edge.access) for user in box_of for edge in user.inputs]
-    edges += [(value, previous, Access(-1, -1)) for previous, value in graph.feedback]
-    names: dict[tuple[Box | Node, Box, Access, bool], dict[str, None]] = {}
+    edges += [(value, previous, delay_access(1)) for previous, value in graph.feedback]
+    names: dict[tuple[Box, Box, Access, bool], dict[str, None]] = {}
     for source, user, access in edges:
-        origin: Box | Node | None = box_of.get(source)
-        if origin is None and source.op.name == "input":
-            origin = source
-        if origin is None or user not in box_of:
-            continue
-        box = box_of[user]
-        repeat = origin.repeat if isinstance(origin, Box) else None
-        onward = repeat is not None and repeat is box.repeat and unit_of[source] != unit_of[user]
-        if origin is not box or onward or access != NOW:
-            key = (origin, box, access, onward)
-            names.setdefault(key, {})[_short(source)] = None
+        if source in box_of and user in box_of:
+            origin, box = box_of[source], box_of[user]
+            within = origin.repeat is not None and origin.repeat is box.repeat
+            onward = within and unit_of[source] != unit_of[user]
+            if origin is not box or onward or access != NOW:
+                names.setdefault((origin, box, access, onward), {})[_short(source)] = None
     return tuple(Flow(s, u, access, tuple(named), onward) for (s, u, access, onward), named in names.items())
 
 
@@ -132,7 +152,7 @@ def outline_rows(
     outputs = set(graph.outputs.values())
     rows = [("scope", "nodes", "weights", *measures, "reads", "remembers", "yields")]
     shown = boxes(graph, expand)
-    box_of = {node: box for box in shown for node in box.every_node}
+    box_of = {node: box for box in (*shown, *input_boxes(graph, shown)) for node in box.every_node}
     for box in shown:
         nodes = f"{len(box.nodes)}" if box.times == 1 else f"{len(box.nodes)} × {box.times}"
         sums = [f"{sum(map(measure, box.every_node)):,}" for measure in measures.values()]
@@ -166,11 +186,12 @@ def _read_by(box: Box, box_of: Mapping[Node, Box]) -> Iterable[str]:
 
 
 def _outside_name(source: Node, box: Box, box_of: Mapping[Node, Box]) -> str:
-    if source not in box_of:
-        return source.name if source.op.name == "input" else ""
-    if box_of[source] is box:
+    origin = box_of.get(source, box)
+    if origin is box:
         return ""
-    return f"{box_of[source].path}.{_short(source)}" if source.scope else source.name
+    if source.op.name == "input":
+        return origin.path
+    return f"{origin.path}.{_short(source)}" if source.scope else source.name
 
 
 def _remembered(graph: Graph, box: Box) -> Iterable[str]:

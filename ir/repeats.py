@@ -53,7 +53,7 @@ def _written_out(number: int, head: str, body: list[Line]) -> Iterator[Line]:
     if match is None:
         raise GraphError(f"line {number}: expected 'repeat SCOPE.0-31 as i', not {head!r}")
     first, last, period, index = int(match[1]), int(match[2]), int(match[3] or 1), match[4]
-    if period < 1 or (last + 1 - first) % period:
+    if period < 1 or last < first or (last + 1 - first) % period:
         raise GraphError(f"line {number}: {first}-{last} cannot be cut into parts of {period}")
     names = _CARRIED.findall(match[5])
     for base in range(first, last + 1, period):

@@ -9,13 +9,14 @@ from itertools import chain, pairwise
 from typing import Any
 
 from ...compiler.derive import choose_states
-from ...compiler.difference import LAYER, Difference, difference, show_difference, show_numbers
+from ...compiler.difference import Difference, difference, show_difference
 from ...compiler.measures import operations
 from ...compiler.program import State
 from ...compiler.slots import state_of, states_read
 from ...ir.causality import Step
 from ...ir.extract import find_node
 from ...ir.graph import Graph, Node
+from ...ir.layers import NUMBERED, show_numbers
 from ...ir.time import Access
 from ...ir.types import show_type
 from ...ir.why import Path, explain, show_path
@@ -196,8 +197,8 @@ def _elided(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Rows in which only the number of the layer differs as one, under their numbers."""
     alike: dict[tuple[str, ...], list[int]] = {}
     for name, *rest in rows:
-        match = LAYER.fullmatch(name)
-        pattern = f"{match[1]}{{i}}{match[3]}" if match else name
+        match = NUMBERED.fullmatch(name)
+        pattern = f"{match[1]}{{i}}{match[3] or ''}" if match else name
         alike.setdefault((pattern, *rest), []).append(int(match[2]) if match else -1)
     return [
         (pattern.replace("{i}", show_numbers(numbers)), *rest) for (pattern, *rest), numbers in alike.items()

@@ -12,10 +12,11 @@ from ...compiler.measures import Measure
 from ...ir.dot import outline_to_dot, to_dot
 from ...ir.errors import SystolicError
 from ...ir.extract import find_node, neighbourhood
-from ...ir.fold import fold, names_scope
+from ...ir.fold import fold
 from ...ir.folded_text import print_folded, search
 from ...ir.graph import Graph, Node
 from ...ir.json_form import to_json
+from ...ir.layers import names_scope
 from ...ir.outline import outline_rows
 from ...ir.text import Note, print_graph
 from .table import aligned
