@@ -76,7 +76,8 @@ class Compiler:
     ``launch_cycles`` once per program; ``step_cycles`` of latency per step of the pipeline;
     ``bytes_per_cycle`` of main memory; ``issue_efficiency`` of the arrays; ``vector_elements_per_cycle``
     at which results are narrowed and stored. ``scoped_bytes`` of on-chip memory are one program's, of
-    which the operands' windows get ``window_bytes``. ``converted``: dtypes that the arrays do not multiply.
+    which the operands' windows get ``window_bytes``. ``converted``: per dtype, the
+    operands that the arrays take in another dtype.
     """
 
     launch_cycles: float
@@ -87,7 +88,7 @@ class Compiler:
     scoped_bytes: int
     window_bytes: int
     matvec_on_vector_unit: bool = True
-    converted: tuple[str, ...] = ()
+    converted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

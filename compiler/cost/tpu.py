@@ -28,7 +28,7 @@ GRANULES = (8, 128, 128)  # a vector register is 8 sublanes of 128 lanes
 # Passes of the vector unit per element, the same for all generations.
 NARROWING: Mapping[str, float] = {"bf16": 1.0, "f16": 1.0}  # per result that is stored in 16 bits
 PREPARATION: Mapping[str, float] = {"f32": 1.35}  # per weight: splitting f32 into bf16 parts
-CONVERSION = 0.95  # per weight, and as much again per result, of a dtype that the arrays do not multiply
+CONVERSION = 0.95  # per element of an operand that the arrays do not take, and per result of such a dtype
 UNCOVERED_CONVERSION = 1 / 3  # of the shorter of multiplying and converting
 MATVEC = 1.28  # per weight, where one row of lhs is multiplied and reduced without the arrays
 
@@ -58,12 +58,10 @@ def estimate(tilings: Tilings, dtype: str, arrays: Arrays, compiler: Compiler) -
     steps = tilings.steps
     memory = traffic(tilings, dtype).total / compiler.bytes_per_cycle + steps * compiler.step_cycles
     macs = steps * _step_macs_cycles(tilings, dtype, arrays) / compiler.issue_efficiency
-    weights = (
-        steps * tilings.k * tilings.n * _preparation(dtype, compiler) / compiler.vector_elements_per_cycle
-    )
-    busy = np.maximum(macs, weights)
+    prepared = steps * _prepared_elements(tilings, dtype, compiler) / compiler.vector_elements_per_cycle
+    busy = np.maximum(macs, prepared)
     if dtype in compiler.converted:
-        busy = busy + UNCOVERED_CONVERSION * np.minimum(macs, weights)
+        busy = busy + UNCOVERED_CONVERSION * np.minimum(macs, prepared)
     results = m * n * _narrowing(dtype, compiler) / compiler.vector_elements_per_cycle
     uncovered = np.minimum(memory, busy) / steps
     cycles = compiler.launch_cycles + np.maximum(memory, busy) + uncovered + results
@@ -75,8 +73,12 @@ def _step_macs_cycles(tilings: Tilings, dtype: str, arrays: Arrays) -> Array:
     return folds * tilings.m / (arrays.count * arrays.macs_per_cell.get(dtype, 1.0))
 
 
-def _preparation(dtype: str, compiler: Compiler) -> float:
-    return CONVERSION if dtype in compiler.converted else PREPARATION.get(dtype, 0.0)
+def _prepared_elements(tilings: Tilings, dtype: str, compiler: Compiler) -> Array:
+    """Elements that the vector unit works on in each step before the arrays can, weighted by its passes."""
+    elements = {"lhs": tilings.m * tilings.k, "rhs": tilings.k * tilings.n}
+    if dtype in compiler.converted:
+        return CONVERSION * np.sum([elements[operand] for operand in compiler.converted[dtype]], axis=0)
+    return PREPARATION.get(dtype, 0.0) * elements["rhs"]
 
 
 def _narrowing(dtype: str, compiler: Compiler) -> float:
