@@ -15,9 +15,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from ..ir.dumps.layers import NUMBERED, show_numbers
+from ..ir.dumps.text import inline_literals, show_definition, show_name, show_params
 from ..ir.graph import Graph, Node
-from ..ir.layers import NUMBERED, show_numbers
-from ..ir.text import inline_literals, show_definition, show_name, show_params
 
 _Pattern = tuple[str, tuple[str, ...]]  # a scope, and the lines of a change
 

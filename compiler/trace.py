@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..ir.errors import GraphError
-from ..ir.graph import Graph, Node, make_node, with_unique_names
+from ..ir.graph import Graph, Node, make_node
 from ..ir.ops import OPS
 from ..ir.types import MAIN, parse_type
 from .recording import Trace, running_trace
@@ -48,7 +48,7 @@ def trace(function: Callable[..., Any], /, *, name: str | None = None, **inputs:
         outputs,
         tuple(pairs),
     )
-    return with_unique_names(graph)
+    return graph.with_unique_names()
 
 
 def _input_node(name: str, declared: str) -> Node:

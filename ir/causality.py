@@ -19,18 +19,20 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 
 from .errors import CausalityError, Location
-from .graph import Graph, Node
 from .time import NOW, WHOLE, Access, Reach, delay_access
 from .types import MAIN, show_type
 
-Read = tuple[Node, Access]  # an edge, seen from its user
-Reads = Mapping[Node, tuple[Read, ...]]
-Reached = Mapping[Node, Reach]  # by input
+if TYPE_CHECKING:
+    from .graph import Graph, Node
+
+    Read = tuple[Node, Access]  # an edge, seen from its user
+    Reads = Mapping[Node, tuple[Read, ...]]
+    Reached = Mapping[Node, Reach]  # by input
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from .causality import Certificate, certify
+from .dumps.text import print_graph
 from .errors import GraphError, Location
 from .op import Op, Params, TypeMismatch
 from .time import NOW, Access
-from .types import Past, TensorType, ValueType, show_type
-
-if TYPE_CHECKING:
-    from .causality import Certificate
+from .types import Past, Size, TensorType, ValueType, show_type
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -147,8 +146,6 @@ class Graph:
         return len(self.nodes)
 
     def __str__(self) -> str:
-        from .text import print_graph
-
         return print_graph(self)
 
     @cached_property
@@ -184,24 +181,87 @@ class Graph:
 
     @cached_property
     def _certificate(self) -> Certificate:
-        from .causality import certify
-
         return certify(self)
+
+    def with_unique_names(self) -> Graph:
+        """The same graph with a name of its own for every node; see ``name_nodes``."""
+        return name_nodes(self)
 
     def bind(self, **sizes: int) -> Graph:
         """The same graph with named sizes replaced by numbers; every type is inferred again."""
-        from .rewrite import bind_sizes
-
         return bind_sizes(self, sizes)
 
 
-def with_unique_names(graph: Graph) -> Graph:
+# ---- building a graph anew from an old one: the only way in which a pass changes anything ----
+
+Visit = Callable[[Node, tuple[Node, ...]], Node]
+
+
+def copy_node(node: Node, sources: tuple[Node, ...]) -> Node:
+    """The node over new operands; the node itself where they are its own."""
+    if sources == node.sources:
+        return node
+    edges = tuple(Edge(s, e.access) for s, e in zip(sources, node.inputs, strict=True))
+    return replace(node, inputs=edges)
+
+
+def infer_again(node: Node, sources: tuple[Node, ...]) -> Node:
+    """The node over new operands, with its type and clock inferred from them."""
+    return make_node(node.op, sources, node.params, name=node.name, scope=node.scope, location=node.location)
+
+
+def rebuild(graph: Graph, visit: Visit) -> Graph:
+    """The graph in which each node is ``visit(node, new operands)``, in topological order.
+
+    Inputs and parameters keep their nodes. What no output needs any more disappears.
+    """
+    new: dict[Node, Node] = {node: node for node in (*graph.inputs, *graph.parameters)}
+    for node in graph.nodes:
+        if node not in new:
+            new[node] = visit(node, tuple(new[source] for source in node.sources))
+    outputs = {name: new[node] for name, node in graph.outputs.items()}
+    pairs = tuple((new[previous], new[value]) for previous, value in graph.feedback)
+    return Graph(graph.name, graph.inputs, graph.parameters, outputs, pairs)
+
+
+def bind_sizes(graph: Graph, sizes: Mapping[str, int]) -> Graph:
+    """Replaces named sizes by numbers in every declared type and shape parameter."""
+
+    def bind_shape(shape: tuple) -> tuple:
+        return tuple(sizes.get(d.name, d) if isinstance(d, Size) else d for d in shape)
+
+    def bind_params(node: Node) -> dict:
+        params = dict(node.params)
+        if isinstance(params.get("type"), TensorType):
+            params["type"] = params["type"].with_shape(bind_shape(params["type"].shape))
+        if "shape" in params:
+            params["shape"] = bind_shape(params["shape"])
+        return params
+
+    new: dict[Node, Node] = {}
+    for node in graph.nodes:
+        sources = tuple(new[source] for source in node.sources)
+        new[node] = infer_again(replace(node, params=bind_params(node)), sources)
+    return Graph(
+        graph.name,
+        tuple(new[node] for node in graph.inputs),
+        tuple(new[node] for node in graph.parameters),
+        {name: new[node] for name, node in graph.outputs.items()},
+        tuple((new[previous], new[value]) for previous, value in graph.feedback),
+    )
+
+
+def rename(node: Node, sources: tuple[Node, ...], name: str) -> Node:
+    """The node with another name, reading ``sources`` instead of its own."""
+    edges = tuple(Edge(s, e.access) for s, e in zip(sources, node.inputs, strict=True))
+    return replace(node, inputs=edges, name=name)
+
+
+def name_nodes(graph: Graph) -> Graph:
     """Gives every node its full name, ``scope.op`` or ``scope.label``, numbered where it repeats.
 
     Names are unique in the graph and stay with a stream through all stages.
     """
-    from .rewrite import rebuild
-
     taken = {node.name for node in (*graph.inputs, *graph.parameters)}
     repeats: dict[str, int] = {}  # so that the thousandth "constant" need not try a thousand names
 
@@ -216,9 +276,3 @@ def with_unique_names(graph: Graph) -> Graph:
         return name
 
     return rebuild(graph, lambda node, sources: rename(node, sources, unique(node)))
-
-
-def rename(node: Node, sources: tuple[Node, ...], name: str) -> Node:
-    """The node with another name, reading ``sources`` instead of its own."""
-    edges = tuple(Edge(s, e.access) for s, e in zip(sources, node.inputs, strict=True))
-    return replace(node, inputs=edges, name=name)

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..ir.errors import SystolicError
-from ..ir.graph import Graph, Node, make_node
+from ..ir.graph import Graph, Node, copy_node, make_node
 from ..ir.ops import OPS
-from ..ir.rewrite import copy_node
 from ..ir.types import FLOATS
 from .embedded import DEFAULT, embedded_models
 from .families import build, family_of

@@ -23,9 +23,9 @@ from ..backends.numpy_source import emit_numpy
 from ..backends.stablehlo import emit_stablehlo
 from ..compiler.pipeline import run_passes
 from ..compiler.program import Program, State
+from ..ir.dumps.json_form import from_json, to_json
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph
-from ..ir.json_form import from_json, to_json
 from ..ir.time import parse_access
 from ..ir.types import parse_type
 from ..models.load import Model, load

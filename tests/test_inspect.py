@@ -24,19 +24,19 @@ from systolic.compiler.difference import difference, show_difference
 from systolic.compiler.measures import measures
 from systolic.compiler.pipeline import run_passes
 from systolic.compiler.slots import state_of, states_read
-from systolic.ir.dot import ACCESS_COLOURS, outline_to_dot
+from systolic.ir.dumps.dot import ACCESS_COLOURS, outline_to_dot
+from systolic.ir.dumps.extract import find_node, neighbourhood
+from systolic.ir.dumps.fold import fold
+from systolic.ir.dumps.folded_text import print_folded, search
+from systolic.ir.dumps.layers import show_numbers
+from systolic.ir.dumps.outline import outline_rows
+from systolic.ir.dumps.parse import parse_graph
+from systolic.ir.dumps.repeats import expand_repeats
+from systolic.ir.dumps.text import print_graph, same
+from systolic.ir.dumps.why import explain, show_path
 from systolic.ir.errors import GraphError, SystolicError
-from systolic.ir.extract import find_node, neighbourhood
-from systolic.ir.fold import fold
-from systolic.ir.folded_text import print_folded, search
 from systolic.ir.graph import Graph
-from systolic.ir.layers import show_numbers
-from systolic.ir.outline import outline_rows
-from systolic.ir.parse import parse_graph
-from systolic.ir.repeats import expand_repeats
-from systolic.ir.text import print_graph, same
 from systolic.ir.time import Access
-from systolic.ir.why import explain, show_path
 from systolic.models.load import load
 from systolic.runner.cli import main
 from systolic.runner.commands.table import aligned

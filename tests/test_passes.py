@@ -12,10 +12,9 @@ from systolic.compiler.passes.fold_constants import fold_constants
 from systolic.compiler.passes.share import share
 from systolic.compiler.passes.simplify import simplify
 from systolic.compiler.pipeline import PASSES, run_passes
-from systolic.ir.graph import Graph
+from systolic.ir.dumps.text import print_graph
+from systolic.ir.graph import Graph, rebuild
 from systolic.ir.interpret import interpret
-from systolic.ir.rewrite import rebuild
-from systolic.ir.text import print_graph
 
 
 def ops(graph: Graph) -> list[str]:
@@ -109,7 +108,7 @@ def test_the_driver_catches_a_pass_that_changes_values():
     def break_it(graph: Graph) -> Graph:
         def visit(node, sources):
             swapped = sources[::-1] if node.op.name == "subtract" else sources
-            from systolic.ir.rewrite import copy_node
+            from systolic.ir.graph import copy_node
 
             return copy_node(node, swapped)
 

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import systolic as sy
-from systolic.ir.dot import ACCESS_COLOURS, to_dot
+from systolic.ir.dumps.dot import ACCESS_COLOURS, to_dot
+from systolic.ir.dumps.json_form import from_json, to_json
+from systolic.ir.dumps.parse import parse_graph
+from systolic.ir.dumps.text import print_graph, same
 from systolic.ir.errors import GraphError, Location
 from systolic.ir.graph import Graph, make_node
-from systolic.ir.json_form import from_json, to_json
 from systolic.ir.ops import OPS
-from systolic.ir.parse import parse_graph
-from systolic.ir.text import print_graph, same
 from systolic.ir.types import DTYPES, TensorType, parse_type
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from ...ir.graph import Graph, Node, make_node, with_unique_names
+from ...ir.graph import Graph, Node, make_node
 from ...ir.ops import OPS
 from ...ir.types import TensorType
 from .derivation import Buffers, Derivation, Key, Loop, Steps, zeros
@@ -129,7 +129,7 @@ def make_loop(outer: Derivation, members: frozenset[Node]) -> Steps:
         results[f"stream.{node.name}"] = streams[node].node
     imports = body.imports
     taken = [*inputs.values(), *(i for _, i in imports.scanned), *(i for _, i in imports.invariant)]
-    body_graph = with_unique_names(Graph(f"{ordered[0].name}.loop", tuple(taken), (), results))
+    body_graph = Graph(f"{ordered[0].name}.loop", tuple(taken), (), results).with_unique_names()
     make = Maker(ordered[0])
     loop = make(
         "loop",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ...ir.errors import SystolicError
-from ...ir.graph import Graph, Node, make_node, postorder, with_unique_names
+from ...ir.graph import Graph, Node, make_node, postorder
 from ...ir.ops import OPS
 from ...ir.types import Past, TensorType, Whole, is_ragged
 from ..passes.share import share
@@ -229,7 +229,7 @@ def _tidy(program: Graph) -> Graph:
 
     Weights that only another program reads, as a decoder does not read its encoder's, are left out.
     """
-    tidy = with_unique_names(share(simplify(program)))
+    tidy = share(simplify(program)).with_unique_names()
     needed = set(postorder(tidy.outputs.values(), lambda node: node.sources))
     return replace(tidy, parameters=tuple(node for node in tidy.parameters if node in needed))
 

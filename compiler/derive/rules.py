@@ -125,7 +125,7 @@ def visible_along(rule: Rule, x: Placed, axis: int) -> Placed:
     shape = mask.node.tensor.static_shape
     leading = shape[: mask.lead] + (1,) * (lead - mask.lead)
     own = tuple(shape[-1] if i == axis else 1 for i in range(len(x.shape)))
-    return Placed(rule.make.reshape(mask.node, leading + own, "visible"), lead, x.shape)
+    return Placed(rule.make.reshape(mask.node, leading + own, "mask"), lead, x.shape)
 
 
 def hide(rule: Rule, x: Placed, axes: list[int], identity: float | int) -> Placed:

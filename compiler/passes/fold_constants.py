@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...ir.graph import Graph, Node, make_node
+from ...ir.graph import Graph, Node, copy_node, make_node, rebuild
 from ...ir.ops import OPS
-from ...ir.rewrite import copy_node, rebuild
 
 LARGEST = 1 << 16  # elements; a bigger table is better computed where it is used
 

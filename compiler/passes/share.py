@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...ir.graph import Graph, Node
-from ...ir.rewrite import copy_node, rebuild
+from ...ir.graph import Graph, Node, copy_node, rebuild
 
 
 def share(graph: Graph) -> Graph:

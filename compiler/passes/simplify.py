@@ -19,9 +19,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...ir.graph import Graph, Node, make_node
+from ...ir.graph import Graph, Node, copy_node, make_node, rebuild
 from ...ir.ops.linear import split_subscripts
-from ...ir.rewrite import copy_node, rebuild
 
 Rule = Callable[[Node], Node | None]
 

@@ -14,12 +14,12 @@ from ...compiler.measures import operations
 from ...compiler.program import State
 from ...compiler.slots import state_of, states_read
 from ...ir.causality import Step
-from ...ir.extract import find_node
+from ...ir.dumps.extract import find_node
+from ...ir.dumps.layers import NUMBERED, show_numbers
+from ...ir.dumps.why import Path, explain, show_path
 from ...ir.graph import Graph, Node
-from ...ir.layers import NUMBERED, show_numbers
 from ...ir.time import Access
 from ...ir.types import show_type
-from ...ir.why import Path, explain, show_path
 from ..stages import Stages
 from .table import aligned
 

@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...compiler.measures import Measure
-from ...ir.dot import outline_to_dot, to_dot
+from ...ir.dumps.dot import outline_to_dot, to_dot
+from ...ir.dumps.extract import find_node, neighbourhood
+from ...ir.dumps.fold import fold
+from ...ir.dumps.folded_text import print_folded, search
+from ...ir.dumps.json_form import to_json
+from ...ir.dumps.layers import names_scope
+from ...ir.dumps.outline import outline_rows
+from ...ir.dumps.text import Note, print_graph
 from ...ir.errors import SystolicError
-from ...ir.extract import find_node, neighbourhood
-from ...ir.fold import fold
-from ...ir.folded_text import print_folded, search
 from ...ir.graph import Graph, Node
-from ...ir.json_form import to_json
-from ...ir.layers import names_scope
-from ...ir.outline import outline_rows
-from ...ir.text import Note, print_graph
 from .table import aligned
 
 FORMATS = ("text", "json", "dot", "svg", "outline")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from .errors import GraphError
+from ..errors import GraphError
 
 INDENT = "  "
 _NAME = r'"(?:[^"\\]|\\.)*"|[^\s,"]+'

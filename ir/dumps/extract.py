@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from difflib import get_close_matches
 
-from .errors import SystolicError
-from .graph import Graph, Node, make_node
-from .ops import OPS
-from .rewrite import copy_node
-from .types import TensorType, is_ragged
+from ..errors import SystolicError
+from ..graph import Graph, Node, copy_node, make_node
+from ..ops import OPS
+from ..types import TensorType, is_ragged
 
 
 def find_node(graph: Graph, name: str) -> Node:

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 
 import networkx as nx
 
-from .graph import Node, postorder
+from ..graph import Node, postorder
 
 Group = Hashable  # a scope by its name, a node on its own, or anything else for several scopes
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NoReturn
 
-from .errors import GraphError, Location
+from ..errors import GraphError, Location
+from ..types import DTYPES, TensorType, ValueType, parse_type
 from .repeats import expand_repeats
 from .text import BARE_NAME, RESERVED
-from .types import DTYPES, TensorType, ValueType, parse_type
 
 _DTYPE = "|".join(DTYPES)
 _TOKEN = re.compile(

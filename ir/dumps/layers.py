@@ -16,10 +16,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from .graph import Graph, Node, postorder
+from ..graph import Graph, Node, postorder
+from ..types import show_type
 from .grouping import together
 from .text import Note, inline_literals, print_graph, show_name, show_params
-from .types import show_type
 
 LONGEST_PERIOD = 8
 MOST_CARRIED = 4  # names at the head of a repeat; more would be harder to read than the layers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from .graph import Graph, Node
+from ..graph import Graph, Node
 from .grouping import Group, together
 from .layers import NUMBERED, Block, Family
 from .text import inline_literals

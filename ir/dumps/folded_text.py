@@ -18,8 +18,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from ..graph import Graph, Node
+from ..time import delay_access
 from .fold import fold
-from .graph import Graph, Node, with_unique_names
 from .layers import Block, show_pattern
 from .repeats import INDENT, show_repeat
 from .text import (
@@ -34,7 +35,6 @@ from .text import (
     show_params,
     with_comment,
 )
-from .time import delay_access
 
 
 def print_folded(
@@ -51,7 +51,7 @@ def print_folded(
     its source line.
     """
     if len({node.name for node in graph.nodes} - {""}) < len(graph.nodes):
-        graph = with_unique_names(graph)
+        graph = graph.with_unique_names()
     writer = _Writer(graph, expand, comments(locations, note))
     return "\n\n".join(["\n".join(writer.lines(heading)), *writer.bodies()])
 

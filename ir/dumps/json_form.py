@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from .errors import GraphError, Location
-from .graph import Graph, Node, make_node
-from .ops import OPS
-from .types import DTYPES, Past, Size, TensorType, Whole, dtype_name, parse_dim, parse_type, show_type
+from ..errors import GraphError, Location
+from ..graph import Graph, Node, make_node
+from ..ops import OPS
+from ..types import DTYPES, Past, Size, TensorType, Whole, dtype_name, parse_dim, parse_type, show_type
 
 
 def to_json(graph: Graph) -> dict[str, Any]:

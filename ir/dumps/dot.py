@@ -10,10 +10,10 @@ from collections.abc import Collection
 
 import pydot
 
-from .graph import Graph, Node
+from ..graph import Graph, Node
+from ..time import NOW, Access, delay_access
+from ..types import show_type
 from .outline import Box, Flow, boxes, flows, input_boxes, weight_bytes
-from .time import NOW, Access, delay_access
-from .types import show_type
 
 # by the first word of ``Access.describe``
 ACCESS_COLOURS = {

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from .causality import Entry, Step, certify
-from .graph import Graph, Node
-from .time import NOW, Access, delay_access
-from .types import show_type
+from ..causality import Entry, Step, certify
+from ..graph import Graph, Node
+from ..time import NOW, Access, delay_access
+from ..types import show_type
 
 _Place = tuple[Node, int]  # a node, and how far back the edges to it have led
 _NOT, _SOME, _ALL = range(3)

@@ -28,14 +28,16 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .graph import Graph, Node, with_unique_names
-from .signature import REQUIRED, keyword_defaults
-from .time import NOW, delay_access
-from .types import DTYPES, FLOATS, Past, Size, TensorType, Whole, dtype_name, show_type
+from ..signature import REQUIRED, keyword_defaults
+from ..time import NOW, delay_access
+from ..types import DTYPES, FLOATS, Past, Size, TensorType, Whole, dtype_name, show_type
+
+if TYPE_CHECKING:
+    from ..graph import Graph, Node
 
 COMMENT_COLUMN = 96  # where source locations start, unless the line is longer
 LISTED_ELEMENTS = 64  # longer arrays are written as base64
@@ -44,8 +46,8 @@ PLAIN_DTYPES = ("f32", "i32", "bool")  # a literal without a type has the first 
 BARE_NAME = re.compile(r"[A-Za-z_][\w.\-/@]*")
 RELATIVE_NAME = re.compile(r"\.[\w\-/@][\w.\-/@]*")
 RESERVED = frozenset({*DTYPES, "true", "false", "none", "inf", "nan", "graph"})
-Note = Callable[[Node], str]
-LabelOf = Callable[[Graph], str]  # the label, as written, of the section that a body gets
+Note = Callable[["Node"], str]
+LabelOf = Callable[["Graph"], str]  # the label, as written, of the section that a body gets
 _UNNAMED_CONSTANT = re.compile(r"(?:.*\.)?constant(?:\.\d+)*")
 
 
@@ -98,7 +100,7 @@ def same(graph: Graph, other: Graph) -> bool:
 
 def _section(label: str, graph: Graph, label_of: LabelOf, comment: Note) -> Iterator[str]:
     if len({node.name for node in graph.nodes} - {""}) < len(graph.nodes):
-        graph = with_unique_names(graph)
+        graph = graph.with_unique_names()
     yield f"graph {show_name(label)}" + ("" if label == graph.name else f" named {show_name(graph.name)}")
     literals = inline_literals(graph)
     declared = set(graph.inputs) | set(graph.parameters)
@@ -173,8 +175,6 @@ def show_name(name: str, scope: str = "") -> str:
 
 
 def _show_value(value: Any, label_of: LabelOf) -> str:
-    if isinstance(value, Graph):
-        return f"graph {label_of(value)}"
     if isinstance(value, (tuple, list)):
         return f"[{','.join(_show_value(entry, label_of) for entry in value)}]"
     if isinstance(value, np.ndarray):
@@ -187,6 +187,8 @@ def _show_value(value: Any, label_of: LabelOf) -> str:
         return json.dumps(value)
     if isinstance(value, (int, float, np.integer, np.floating)):
         return repr(value if isinstance(value, (int, float)) else value.item())
+    if hasattr(value, "nodes"):  # a graph, which this module cannot name: graphs print themselves with it
+        return f"graph {label_of(value)}"
     raise TypeError(f"{value!r} has no printed form")
 
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from .errors import GraphError
-from .graph import Graph, Node, make_node, postorder
+from ..errors import GraphError
+from ..graph import Graph, Node, make_node, postorder
+from ..ops import OPS
+from ..signature import REQUIRED, keyword_defaults, operand_count
+from ..time import NOW, Access, delay_access, parse_access
+from ..types import DTYPES, TensorType, ValueType, parse_dim, show_type
 from .lines import Cursor, Statement, read_statements
-from .ops import OPS
-from .signature import REQUIRED, keyword_defaults, operand_count
 from .text import read_elements
-from .time import NOW, Access, delay_access, parse_access
-from .types import DTYPES, TensorType, ValueType, parse_dim, show_type
 
 _WORDS = {"true": True, "false": False, "none": None}
 _DECLARING_OPS = {"input": "input", "param": "parameter"}

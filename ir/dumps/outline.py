@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from ..graph import Graph, Node
+from ..time import NOW, Access, delay_access
+from ..types import show_type
 from .fold import fold
-from .graph import Graph, Node
 from .layers import NUMBERED, Block, Repeat, show_numbers
-from .time import NOW, Access, delay_access
-from .types import show_type
 
 LISTED = 3  # names in one cell of the table
 

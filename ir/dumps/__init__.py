@@ -1,0 +1,1 @@
+"""How graphs are written and read: text, JSON, DOT, folded views, and what leads to a node."""
