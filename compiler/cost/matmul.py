@@ -85,7 +85,7 @@ def matmul(
     if machine.arrays is None:
         return _roofline(m, k, n, dtype, machine)
     changed = array is not None or dataflow is not None or scalesim_compatible
-    arrays = _changed(machine.arrays, array, dataflow)
+    arrays = with_changes(machine.arrays, array, dataflow)
     if machine.compiler is None or changed:
         return _on_arrays(m, k, n, dtype, machine, arrays, not scalesim_compatible)
     return _compiled(m, k, n, dtype, machine, arrays, machine.compiler)
@@ -104,7 +104,8 @@ def _check(m: int, k: int, n: int, dtype: str, array: tuple[int, int] | None, da
         raise SystolicError(f"dataflow {dataflow!r} is not one of {', '.join(DATAFLOWS)}")
 
 
-def _changed(arrays: Arrays, array: tuple[int, int] | None, dataflow: str | None) -> Arrays:
+def with_changes(arrays: Arrays, array: tuple[int, int] | None, dataflow: str | None) -> Arrays:
+    """``arrays`` with other rows and columns, another dataflow, or as they are."""
     rows, columns = array or (arrays.rows, arrays.columns)
     return replace(arrays, rows=rows, columns=columns, dataflow=dataflow or arrays.dataflow)
 

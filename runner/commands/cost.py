@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ...ir.errors import SystolicError
+from ..files import write_file
 from .arguments import Json
 from .table import aligned
 
 if TYPE_CHECKING:
-    from ...compiler.cost import Matmul
+    from ...compiler.cost import Matmul, Target
 
 
 def cost(
@@ -32,20 +34,59 @@ def cost(
     scalesim_compatible: Annotated[
         bool, typer.Option("--scalesim-compatible", help="Count as SCALE-Sim does: os without its drain.")
     ] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write busy cells and addresses per cycle of one array, as JSON."),
+    ] = None,
+    animate: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the wavefront through one small array, as HTML."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Predicts the cycles of a matmul with operands and result in main memory, and explains them."""
+    from ...compiler.cost import load_target
     from ...compiler.cost import matmul as predict
 
     m, k, n = _numbers(matmul, r"(\d+),(\d+),(\d+)", "--matmul", "three sizes M,K,N")
     size = _numbers(array, r"(\d+)x(\d+)", "--array", "rows and columns RxC") if array else None
+    rows_columns = (size[0], size[1]) if size else None
+    machine = load_target(target)
     found = predict(
-        m, k, n, dtype, target,
-        array=(size[0], size[1]) if size else None,
-        dataflow=dataflow,
-        scalesim_compatible=scalesim_compatible,
+        m, k, n, dtype, machine,
+        array=rows_columns, dataflow=dataflow, scalesim_compatible=scalesim_compatible,
     )  # fmt: skip
+    if trace is not None or animate is not None:
+        _write_cycles((m, k, n), machine, rows_columns, dataflow, trace, animate)
     print(json.dumps(found.to_json(), indent=1) if as_json else _table(found))
+
+
+def _write_cycles(
+    shape: tuple[int, int, int],
+    machine: Target,
+    array: tuple[int, int] | None,
+    dataflow: str | None,
+    trace: Path | None,
+    animate: Path | None,
+) -> None:
+    """The cycles of one array, as JSON, as a page, or both."""
+    from ...compiler.cost.animation import wavefront_page
+    from ...compiler.cost.matmul import with_changes
+    from ...compiler.cost.trace import OPERANDS
+    from ...compiler.cost.trace import trace as traced
+
+    if machine.arrays is None:
+        raise SystolicError(f"target {machine.name} has no arrays to trace")
+    arrays = with_changes(machine.arrays, array, dataflow)
+    if animate is not None:
+        write_file(animate, wavefront_page(*shape, arrays))
+    if trace is not None:
+        cycles = traced(*shape, arrays)
+        streams = {
+            operand: {f: getattr(getattr(cycles, operand), f).tolist() for f in ("cycle", "port", "address")}
+            for operand in OPERANDS
+        }
+        write_file(trace, json.dumps({"busy": cycles.busy.tolist(), **streams}))
 
 
 def _numbers(text: str, pattern: str, option: str, expected: str) -> tuple[int, ...]:
