@@ -24,9 +24,7 @@ def cost(
         str, typer.Option("--matmul", metavar="M,K,N", help="The sizes of lhs [M, K] · rhs [K, N].")
     ],
     dtype: Annotated[str, typer.Option(help="bf16, f16, f32 or int8.")] = "bf16",
-    target: Annotated[
-        str, typer.Option(help="A name that `systolic targets` lists, or a TOML file.")
-    ] = "tpu-v5e",
+    target: Annotated[str, typer.Option(help="A name from `systolic targets`, or a TOML file.")] = "tpu-v5e",
     array: Annotated[
         str | None, typer.Option(metavar="RxC", help="Another size of the target's arrays.")
     ] = None,
