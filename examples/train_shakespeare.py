@@ -165,6 +165,8 @@ def batches(
         is_newline = ids[:last] == newline
         speeches = np.flatnonzero(is_newline[:-2] & is_newline[1:-1]) + 2
         for _ in range(len(ids) // recipe.block):
+            if settled() != end:
+                break
             anywhere = generator.integers(last + 1, size=rows)
             at_speech = generator.random(rows) < recipe.speech_starts
             starts = np.where(at_speech, generator.choice(speeches, rows), anywhere)
@@ -293,8 +295,7 @@ def learning_rate(recipe: Recipe, progress: float) -> float:
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:
     """For a learning rate of one, since the schedule scales the updates.
 
-    Muon for the matrices of the layers: on this text it needs a fraction of the steps that AdamW needs.
-    AdamW for the embedding, whose rows are vectors of their own, and for the norms.
+    Muon for the layers' matrices, AdamW for norms and the embedding, whose rows are vectors on their own.
     """
     muon = optax.contrib.muon(1.0, weight_decay=recipe.weight_decay, consistent_rms=0.2)
     rules = {"matrix": muon, "other": optax.adamw(1.0, weight_decay=0.0)}
@@ -379,7 +380,7 @@ def main() -> None:
     )
     parser.add_argument("text", type=Path, help="tinyshakespeare.txt")
     parser.add_argument("--out", type=Path, default=Path("shakespeare"), help="where the checkpoint goes")
-    parser.add_argument("--steps", type=int, default=2800)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--minutes", type=float, help="end sooner; the learning rate falls accordingly")
     parser.add_argument(
         "--evaluate", metavar="MODEL", help="do not train: state the held-out loss of a model"
