@@ -359,7 +359,13 @@ def save(out: Path, settings: dict[str, Any], tokenizer: Tokenizer, parameters: 
     begin = settings["bos_token_id"]
     write = {
         "config.json": settings,
-        "generation_config.json": {"bos_token_id": begin},
+        # The most likely tokens soon repeat themselves; what is drawn reads like a play.
+        "generation_config.json": {
+            "bos_token_id": begin,
+            "do_sample": True,
+            "temperature": 0.7,
+            "top_p": 0.95,
+        },
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "add_bos_token": True,
