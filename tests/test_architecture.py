@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,10 @@ def test_families_know_no_cache_mask_or_batch():
     for file in sorted((ROOT / "models" / "families").glob("[!_]*.py")):
         text = file.read_text().lower()
         assert not [word for word in words if word in text], file.name
+
+
+def test_the_wheel_holds_every_package():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {file.parent for file in FILES if file.name == "__init__.py"}
+    named = {".".join(("systolic", *folder.relative_to(ROOT).parts)) for folder in folders}
+    assert set(listed) == named | {"systolic"}
