@@ -18,6 +18,7 @@ import numpy as np
 from ..compiler.program import STATE_PREFIX
 from ..ir.graph import Node
 from ..ir.op import Op
+from ..ir.ops import OPS
 from .numpy_contraction import contraction_source
 from .numpy_literals import dtype_source, number_source, quoted
 
@@ -233,14 +234,9 @@ _OPERATORS = {
     "logical_and": "&",
     "logical_or": "|",
 }
-_OWN_BODIES = (
-    *("absolute", "exp", "log", "log1p", "sqrt", "rsqrt", "tanh", "sigmoid", "sin", "cos", "erf", "floor"),
-    *("power", "maximum", "minimum", "where", "broadcast_to", "concatenate"),
-    *("sum", "max", "min", "argmax", "softmax", "cumulative_sum", "take", "read_rows"),
-    "linear_scan",
-)
-
 EXPRESSIONS: dict[str, Expression] = {
+    # An op that is not named below is written as its own NumPy body.
+    **{name: _own_body for name, op in OPS.items() if op.kind != "time"},
     "input": _outside,
     "parameter": _outside,
     "constant": _constant,
@@ -248,7 +244,6 @@ EXPRESSIONS: dict[str, Expression] = {
     "negative": _prefix("-"),
     "logical_not": _prefix("~"),
     **{name: _operator(symbol) for name, symbol in _OPERATORS.items()},
-    **dict.fromkeys(_OWN_BODIES, _own_body),
     "cast": _cast,
     "reshape": _reshape,
     "transpose": _transpose,
