@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from systolic.runner.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -18,6 +21,25 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the reference data at {folder} is absent (set SYSTOLIC_SHARED)")
     return folder
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs ``systolic`` in this process: the exit status, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["systolic", *map(str, arguments)])
+        status = 0
+        try:
+            main()
+        except SystemExit as finished:
+            status = int(finished.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -19,7 +19,6 @@ import pytest
 from jax.extend.backend import get_backend, get_compile_options
 
 from systolic.runner import artifacts
-from systolic.runner.cli import main
 from systolic.runner.commands.score import windows
 from systolic.runner.files import new_directory, write_file
 from systolic.runner.locate import open_executable
@@ -36,23 +35,6 @@ def fine(token):
 
 number = 3
 """
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Runs ``systolic`` in this process: the exit status, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["systolic", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as finished:
-            status = finished.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

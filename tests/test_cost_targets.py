@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 
@@ -11,7 +10,6 @@ from systolic.compiler import cost
 from systolic.compiler.cost.calibrate import measured_cpu
 from systolic.compiler.cost.targets import load_target
 from systolic.ir.errors import SystolicError
-from systolic.runner.cli import main
 
 MINE = """
 name = "mine"
@@ -24,23 +22,6 @@ dataflow = "os"
 on_chip_bytes = 1_000_000
 hbm_bytes_per_second = 32e9
 """
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Runs ``systolic`` in this process: the exit status, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["systolic", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as finished:
-            status = finished.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 @pytest.mark.parametrize("name", cost.preset_names())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from systolic.compiler.derive import choose_states, derive_chunk, derive_source
 from systolic.ir.evaluate import evaluate
 from systolic.ir.interpret import interpret
 from systolic.models.load import load
-from systolic.runner.cli import main
 from systolic.runner.executable import compile
 from systolic.runner.locate import open_executable
 
@@ -150,23 +148,6 @@ def test_two_sources_are_one_too_many():
 
 
 # ---- the command line ----
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Runs ``systolic`` in this process: the exit status, stdout, stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["systolic", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as finished:
-            status = finished.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 def test_t5_runs_from_the_command_line(cli, folder, recorded):

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -38,7 +39,6 @@ from systolic.ir.errors import GraphError, SystolicError
 from systolic.ir.graph import Graph
 from systolic.ir.time import Access
 from systolic.models.load import load
-from systolic.runner.cli import main
 from systolic.runner.commands.table import aligned
 from systolic.runner.terminal import colour
 
@@ -80,20 +80,9 @@ def llama(config) -> Graph:
 
 
 @pytest.fixture
-def cli(monkeypatch, capsys):
+def graph_command(cli):
     """Runs ``systolic graph`` in this process: the exit status, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["systolic", "graph", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as finished:
-            status = finished.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
+    return partial(cli, "graph")
 
 
 def stack(windows: list[int | None], *, skip: bool = False, shared: bool = False) -> Graph:
@@ -268,7 +257,7 @@ def test_any_stack_parses_back(pattern, count, skip, first_again, scope):
             assert state_of(kept, last, program.states) is not None
 
 
-def test_every_family_parses_back(shared, cli):
+def test_every_family_parses_back(shared, graph_command):
     """Each stage of each oracle family, as it is printed by default."""
     folders = [f for f in sorted((shared / "oracle").iterdir()) if (f / "config.json").exists()]
     assert folders
@@ -276,10 +265,10 @@ def test_every_family_parses_back(shared, cli):
     for folder in folders:
         for stage in ("traced", "share", "decode", "score"):
             options = ("--stage", stage, "--capacity", 16)
-            status, text, _ = cli(folder, *options)
+            status, text, _ = graph_command(folder, *options)
             if status:  # a family that is not known, or a stage that it does not have
                 continue
-            full = cli(folder, *options, "--full")[1]
+            full = graph_command(folder, *options, "--full")[1]
             assert same(parse_graph(text), parse_graph(full)), (folder, stage)
             tried += 1
     assert tried > 20
@@ -372,16 +361,16 @@ def test_a_drawing_has_a_box_for_each_scope(llama):
 
 
 @pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not installed")
-def test_svg(cli, config):
-    status, svg, _ = cli(config, "--format", "svg")
+def test_svg(graph_command, config):
+    status, svg, _ = graph_command(config, "--format", "svg")
     assert status == 0
     assert svg.rstrip().endswith("</svg>")
     assert "layers.0&#45;2" in svg
 
 
-def test_svg_without_graphviz(cli, config, monkeypatch):
+def test_svg_without_graphviz(graph_command, config, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    status, out, err = cli(config, "--format", "svg")
+    status, out, err = graph_command(config, "--format", "svg")
     assert (status, out) == (2, "")
     assert "needs Graphviz, and its program dot is not installed" in err
 
@@ -491,9 +480,9 @@ def test_columns(llama):
         measures(("cycles",), llama, 8, tuple)
 
 
-def test_text_with_columns_parses_back(cli, config, llama):
+def test_text_with_columns_parses_back(graph_command, config, llama):
     for options in ((), ("--full",)):
-        _, text, _ = cli(config, "--columns", "bytes,state,work", "--capacity", 16, *options)
+        _, text, _ = graph_command(config, "--columns", "bytes,state,work", "--capacity", 16, *options)
         assert re.search(r"\.k: f32\[2,4\] = .* # bytes +32  state +32  work +0 \| .*:\d+", text)
         assert print_graph(parse_graph(text)) == print_graph(llama)
 
@@ -501,42 +490,42 @@ def test_text_with_columns_parses_back(cli, config, llama):
 # ---- the command ----
 
 
-def test_text_folds_and_says_how_to_see_all(cli, config, llama):
-    status, text, err = cli(config)
+def test_text_folds_and_says_how_to_see_all(graph_command, config, llama):
+    status, text, err = graph_command(config)
     assert (status, err) == (0, "")
     assert "232 nodes; layers.0-2 written once. --full writes every node" in text
     assert print_graph(parse_graph(text)) == print_graph(llama)
-    assert cli(config, "--full")[1] == f"{print_graph(llama)}\n"
-    assert "scope layers.1.attn" in cli(config, "--expand", "layers.1")[1]
-    assert cli(config, "--json")[1] == cli(config, "--format", "json")[1]
-    outline = cli(config, "--format", "outline")[1]
+    assert graph_command(config, "--full")[1] == f"{print_graph(llama)}\n"
+    assert "scope layers.1.attn" in graph_command(config, "--expand", "layers.1")[1]
+    assert graph_command(config, "--json")[1] == graph_command(config, "--format", "json")[1]
+    outline = graph_command(config, "--format", "outline")[1]
     assert [line.split()[0] for line in outline.splitlines()[1:]] == [
         "embed", "layers.0-2.attn", "layers.0-2.mlp", "head",
     ]  # fmt: skip
 
 
-def test_around_in_every_format(cli, config):
+def test_around_in_every_format(graph_command, config):
     arguments = (config, "--around", "layers.1.attn.probs", "--depth", 2)
-    assert "softmax" in cli(*arguments)[1]
+    assert "softmax" in graph_command(*arguments)[1]
     assert "layers.1.attn.probs" in {
-        node["name"] for node in json.loads(cli(*arguments, "--json")[1])["nodes"]
+        node["name"] for node in json.loads(graph_command(*arguments, "--json")[1])["nodes"]
     }
-    assert "softmax" in cli(*arguments, "--format", "dot")[1]
+    assert "softmax" in graph_command(*arguments, "--format", "dot")[1]
 
 
-def test_diff_and_why_as_text_and_json(cli, config):
-    _, text, _ = cli(config, "--stage", "diff")
+def test_diff_and_why_as_text_and_json(graph_command, config):
+    _, text, _ = graph_command(config, "--stage", "diff")
     assert re.search(r"simplify → share, \d+\.\d ms\n# nodes 215 → 215: 0 added", text)
     assert "# state bytes per position 192 → 192" in text
-    records = json.loads(cli(config, "--stage", "diff", "--json")[1])
+    records = json.loads(graph_command(config, "--stage", "diff", "--json")[1])
     assert [(r["from"], r["to"]) for r in records] == [
         ("traced", "fold_constants"), ("fold_constants", "simplify"), ("simplify", "share"),
     ]  # fmt: skip
-    _, text, _ = cli(config, "--from", "traced", "--to", "decode")
+    _, text, _ = graph_command(config, "--from", "traced", "--to", "decode")
     assert "+ state.layers.0-2.attn.k: " in text
-    _, text, _ = cli(config, "--why", "layers.2.attn.scores")
+    _, text, _ = graph_command(config, "--why", "layers.2.attn.scores")
     assert re.search(r"layers\.0-2\.attn\.k +append .* \[0:t\]", text)
-    record = json.loads(cli(config, "--why", "layers.2.attn.scores", "--json")[1])
+    record = json.loads(graph_command(config, "--why", "layers.2.attn.scores", "--json")[1])
     assert record["inputs"] == [{"input": "token", "positions": "prefix", "access": ["0:t"]}]
     assert [state["name"] for state in record["states"]][-1] == "layers.2.attn.k"
     assert record["paths"][0]["steps"][0]["name"] == "layers.2.attn.scores"
@@ -558,18 +547,18 @@ def test_diff_and_why_as_text_and_json(cli, config):
         ("--stage diff --format svg", "--stage diff is a list of changes: its --format is text or json"),
     ],
 )
-def test_mistakes_end_in_one_sentence(cli, config, arguments, message):
-    status, out, err = cli(config, *arguments.split())
+def test_mistakes_end_in_one_sentence(graph_command, config, arguments, message):
+    status, out, err = graph_command(config, *arguments.split())
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert message in err
 
 
-def test_a_model_as_large_as_gpt3_is_quick(cli, tmp_path):
+def test_a_model_as_large_as_gpt3_is_quick(graph_command, tmp_path):
     file = write_config(tmp_path / "gpt3", **GPT3)
     start = time.perf_counter()
-    _, text, _ = cli(file)
-    data = json.loads(cli(file, "--json")[1])
-    drawing = cli(file, "--format", "dot")[1]
+    _, text, _ = graph_command(file)
+    data = json.loads(graph_command(file, "--json")[1])
+    drawing = graph_command(file, "--format", "dot")[1]
     assert time.perf_counter() - start < 30
     assert len(data["nodes"]) > 7000
     assert len(text.splitlines()) < 150
@@ -605,8 +594,8 @@ def on_a_terminal(arguments: list[str], **environment: str) -> str:
     return sent.decode()
 
 
-def test_colour_and_pager_on_a_terminal_only(config, cli):
-    plain = cli(config, "--format", "outline")[1]
+def test_colour_and_pager_on_a_terminal_only(config, graph_command):
+    plain = graph_command(config, "--format", "outline")[1]
     assert "\x1b[" not in plain
     shown = on_a_terminal([str(config), "--format", "outline"], PAGER="echo PAGED")
     assert "\x1b[" in shown
