@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from ..ir.graph import Graph, Node
 from ..ir.time import NOW, Access, delay_access
 from ..ir.types import Past
-from .derive.states import StatePlan
+from .derive.states import StatePlan, stored_behind
 from .program import State
 
 _KINDS = {"state": ("append", "ring"), "tail": ("tail",), "carry": ("carry",), "constant": ("constant",)}
@@ -35,7 +35,7 @@ def states_read(graph: Graph, node: Node, plan: StatePlan) -> Mapping[Kept, Acce
             read[kept] = Access(oldest, newest)
             sources = sources[1:]  # only its past is needed
         elif current.op.name == "history" and current.clock == plan.clock:
-            for stream in _stored_behind(current.sources[0], plan):
+            for stream in stored_behind(current.sources[0], plan.histories.__contains__):
                 read[stream, "state"] = _wider(read.get((stream, "state"), NOW), current)
         for source in sources:
             if source not in seen:
@@ -60,18 +60,3 @@ def _wider(access: Access, history: Node) -> Access:
     if dim.window is None or access.oldest is None:
         return Access(None, 0)
     return Access(min(access.oldest, 1 - dim.window), 0)
-
-
-def _stored_behind(source: Node, plan: StatePlan) -> list[Node]:
-    """The stored streams from which the past of ``source`` is had."""
-    found, pending, seen = [], [source], {source}
-    while pending:
-        current = pending.pop()
-        if current in plan.histories:
-            found.append(current)
-            continue
-        for operand in current.sources:
-            if operand.clock is not None and operand not in seen:
-                seen.add(operand)
-                pending.append(operand)
-    return found

@@ -33,10 +33,6 @@ class Placed:
     shape: Shape
     outside: str = FINITE
 
-    @property
-    def is_ragged(self) -> bool:
-        return any(is_ragged(dim) for dim in self.shape)
-
 
 @dataclass(frozen=True)
 class Maker:

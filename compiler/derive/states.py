@@ -15,7 +15,7 @@ delay, a feedback) is not recomputed, because that would take its own past along
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import networkx as nx
@@ -73,7 +73,7 @@ def choose_states(graph: Graph, strategy: str = "auto") -> StatePlan:
         return StatePlan(
             strategy,
             clock,
-            histories={node: None for node in inputs},  # noqa: C420  a mapping to windows, not to nothing
+            histories=dict.fromkeys(inputs),  # to None: the whole prefix
             layouts={_dimension(h): None for h in histories},
             tails={},
             carries=(),
@@ -82,7 +82,7 @@ def choose_states(graph: Graph, strategy: str = "auto") -> StatePlan:
         )
     demanded = dict.fromkeys(h.sources[0] for h in histories)
     cut = _minimum_cut(graph, demanded) if strategy == "auto" else _Cut(tuple(demanded), frozenset())
-    served = {h: _stored_behind(h.sources[0], cut) for h in histories}
+    served = {h: stored_behind(h.sources[0], lambda n: n not in cut.recomputed) for h in histories}
     layouts = _share_layouts(served)
     kept = {n: layouts[_dimension(h)] for h, stored in served.items() for n in stored}
     tails: dict[Node, int] = {}
@@ -107,12 +107,12 @@ class _Cut:
     recomputed: frozenset[Node]
 
 
-def _stored_behind(source: Node, cut: _Cut) -> tuple[Node, ...]:
+def stored_behind(source: Node, is_stored: Callable[[Node], bool]) -> tuple[Node, ...]:
     """The stored streams from which the past of ``source`` is had."""
     found, pending, seen = [], [source], {source}
     while pending:
         node = pending.pop()
-        if node not in cut.recomputed:
+        if is_stored(node):
             found.append(node)
             continue
         for operand in node.sources:

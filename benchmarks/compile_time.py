@@ -1,0 +1,57 @@
+"""How long it takes from a config to a decode program, before any backend: python -m benchmarks.compile_time
+
+Prints the seconds of tracing, passes with verification, choosing states, derivation and printing for a
+Llama of each depth in ``--layers``; they should grow in proportion to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import systolic as sy
+from systolic.compiler.derive import choose_states, derive_chunk
+from systolic.compiler.pipeline import run_passes
+
+from .decode import llama_config
+
+
+def measure(layers: int) -> dict[str, float]:
+    """Seconds by step, and the number of nodes of the traced graph."""
+    seconds: dict[str, float] = {}
+
+    def timed(step: str, work: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = work()
+        seconds[step] = time.perf_counter() - start
+        return result
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps(llama_config(hidden=64, layers=layers, capacity=64)))
+        traced = timed("trace", lambda: sy.load(path).graph)
+    graph = timed("passes", lambda: run_passes(traced)[-1].graph)
+    plan = timed("states", lambda: choose_states(graph))
+    program = timed("derive", lambda: derive_chunk(graph, plan, rows=1, chunk=1, capacity=64))
+    timed("print", lambda: str(program.graph))
+    return {"nodes": len(traced), **seconds, "all": sum(seconds.values())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--layers", type=int, nargs="+", default=[10, 80, 1000])
+    for layers in parser.parse_args().layers:
+        row = measure(layers)
+        shown = "  ".join(f"{step} {value:.2f} s" for step, value in row.items() if step != "nodes")
+        print(f"{layers:5d} layers, {row['nodes']:6d} nodes:  {shown}")
+
+
+if __name__ == "__main__":
+    main()
