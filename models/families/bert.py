@@ -10,8 +10,10 @@ from ...compiler.stream import Stream
 from ...ir.errors import SystolicError
 from ..blocks import activation, at_position, embedding, layer_norm, linear, mlp, two_sided_attention
 from ..encoder import heads_of
+from ..family import Family
 from ..positions import learned_positions
 from ..spec import Size
+from ..weights import Naming
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,3 +101,15 @@ class Bert:
         tied = self.tie_word_embeddings
         table = "bert.embeddings.word_embeddings" if tied else f"{name}.decoder"
         return linear(hidden, table, self.vocab_size) + parameter(f"{name}.bias", (self.vocab_size,))
+
+
+_NAMING = Naming(
+    "bert.",
+    (r"embeddings\.position_ids",),
+    (r"bert\.pooler\.dense\.\w+", r"cls\.predictions\.[\w.]+", r"cls\.seq_relationship\.\w+"),
+    {
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
+)
+FAMILIES = {"bert": Family(Bert, _NAMING)}

@@ -9,6 +9,7 @@ from typing import ClassVar
 from ...compiler.stream import Stream
 from ..blocks import gated_mlp, rms_norm, soft_cap
 from ..decoder import LayerTypes, Norms, RotaryDecoder
+from ..family import LLAMA_NAMING, Family
 from ..spec import Size
 
 
@@ -64,3 +65,6 @@ class Gemma2(LayerTypes, RotaryDecoder):
         logits = super().head(x)
         cap = self.final_logit_softcapping
         return logits if cap is None else soft_cap(logits, cap)
+
+
+FAMILIES = {"gemma2": Family(Gemma2, LLAMA_NAMING)}

@@ -8,6 +8,7 @@ from typing import ClassVar
 from ...compiler.stream import Stream
 from ..blocks import fused_gated_mlp
 from ..decoder import Norms, RotaryDecoder
+from ..family import LLAMA_NAMING, Family
 from ..spec import Size
 
 
@@ -31,3 +32,6 @@ class Glm4(RotaryDecoder):
 
     def mlp(self, x: Stream, name: str) -> Stream:
         return fused_gated_mlp(x, name, self.intermediate_size, self.hidden_act)
+
+
+FAMILIES = {"glm4": Family(Glm4, LLAMA_NAMING)}

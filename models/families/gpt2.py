@@ -9,8 +9,10 @@ from ...compiler.recording import scope
 from ...compiler.stream import Stream
 from ...ir.errors import SystolicError
 from ..blocks import attention, embedding, layer_norm, linear, mlp
+from ..family import Family
 from ..positions import learned_positions
 from ..spec import Size
+from ..weights import Naming
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,3 +69,11 @@ class Gpt2:
             scale /= i + 1
         mixed = attention(q.reshape(self.n_head, 1, size), k, v, scale=scale)
         return linear(mixed.reshape(width), f"{name}.c_proj", width, bias=True, axes="dn")
+
+
+_NAMING = Naming(
+    "transformer.",
+    (r"h\.\d+\.attn\.(bias|masked_bias)",),
+    tied={"lm_head.weight": "transformer.wte.weight"},
+)
+FAMILIES = {"gpt2": Family(Gpt2, _NAMING)}

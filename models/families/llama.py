@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ...compiler.stream import Stream
 from ..blocks import gated_mlp
 from ..decoder import RotaryDecoder
+from ..family import LLAMA_NAMING, Family
 from ..spec import Size
 
 
@@ -36,3 +37,6 @@ class Mistral(RotaryDecoder):
 
     def window(self, i: int) -> int | None:
         return self.sliding_window
+
+
+FAMILIES = {"llama": Family(Llama, LLAMA_NAMING), "mistral": Family(Mistral, LLAMA_NAMING)}

@@ -11,8 +11,10 @@ from ...compiler.recording import scope
 from ...compiler.stream import Stream
 from ...ir.errors import SystolicError
 from ..blocks import activation, depthwise_convolution, embedding, linear, rms_norm, softplus
+from ..family import Family
 from ..positions import UNLIMITED
 from ..spec import Size
+from ..weights import Naming
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,3 +86,7 @@ class Mamba:
         before = feedback(zeros((width, size)))
         state = before.close((exp(dt[:, None] * rate) * before + (dt * x)[:, None] * enter).named("state"))
         return einsum("cn,n->c", state, leave) + parameter(f"{name}.D", (width,)) * x
+
+
+_NAMING = Naming("backbone.", tied={"lm_head.weight": "backbone.embeddings.weight"})
+FAMILIES = {"mamba": Family(Mamba, _NAMING)}

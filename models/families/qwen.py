@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ...compiler.stream import Stream
 from ...ir.errors import SystolicError
 from ..decoder import LayerTypes, RotaryDecoder
+from ..family import LLAMA_NAMING, Family
 from ..spec import Size
 
 
@@ -52,3 +53,6 @@ class Qwen3(QwenFields):
     def heads(self, x: Stream, name: str) -> tuple[Stream, Stream, Stream]:
         q, k, v = super().heads(x, name)
         return self.norm(q, f"{name}.q_norm"), self.norm(k, f"{name}.k_norm"), v
+
+
+FAMILIES = {"qwen2": Family(Qwen2, LLAMA_NAMING), "qwen3": Family(Qwen3, LLAMA_NAMING)}

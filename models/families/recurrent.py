@@ -9,6 +9,7 @@ from ...compiler.language import einsum, feedback, parameter, sigmoid, split, ta
 from ...compiler.recording import scope
 from ...compiler.stream import Stream
 from ..blocks import embedding, linear
+from ..family import Family
 from ..positions import UNLIMITED
 from ..spec import Size
 
@@ -83,3 +84,6 @@ class Gru(Recurrent):
         keep = sigmoid(kept + kept_before)
         value = tanh(new + sigmoid(seen + seen_before) * new_before)
         return h_before.close(((1.0 - keep) * value + keep * h_before).named("h"))
+
+
+FAMILIES = {"gru_lm": Family(Gru), "lstm_lm": Family(Lstm)}

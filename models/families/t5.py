@@ -25,8 +25,10 @@ from ...compiler.recording import scope
 from ...compiler.stream import Stream
 from ...ir.errors import SystolicError
 from ..blocks import activation, attention, embedding, linear, mix, mlp, rms_norm, two_sided_attention
+from ..family import Family
 from ..positions import UNLIMITED
 from ..spec import Config, Size
+from ..weights import Naming
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,3 +241,13 @@ def with_head_of_file(config: Config, stored: Collection[str] | None) -> Config:
         "scale_decoder_outputs": tied if scaled is None else scaled,
     }
     return replace(config, values={**config.values, **settled})
+
+
+_NAMING = Naming(
+    unused=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+    tied={f"{stack}.embed_tokens.weight": "shared.weight" for stack in ("encoder", "decoder")},
+)
+FAMILIES = {
+    name: Family(model, _NAMING, with_head_of_file)
+    for name, model in (("t5", T5), ("mt5", Mt5), ("umt5", Umt5))
+}

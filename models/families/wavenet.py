@@ -9,8 +9,10 @@ from ...compiler.recording import scope
 from ...compiler.stream import Stream
 from ...ir.errors import SystolicError
 from ..blocks import causal_convolution, embedding, relu
+from ..family import Family
 from ..positions import UNLIMITED
 from ..spec import Size
+from ..weights import Naming
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +53,7 @@ class Wavenet:
         both = causal_convolution(x, f"dilated.{i}", 2 * size, kernel=kernel, dilation=dilation)
         value, gate = split(both, [size, size])
         return tanh(value) * sigmoid(gate)
+
+
+# The last layer adds to a stream that nothing reads.
+FAMILIES = {"wavenet_lm": Family(Wavenet, Naming(unused=(r"residual\.\d+\.\w+",)))}
