@@ -33,7 +33,7 @@ class Family:
     """
 
     model: type[Any]
-    naming: Naming = Naming()
+    naming: Naming = Naming()  # noqa: RUF009 (immutable)
     settle: Callable[[Config, Collection[str] | None], Config] = lambda config, stored: config
 
 

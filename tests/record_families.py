@@ -1,0 +1,108 @@
+"""Records what transformers computes for the configs in tests/recorded, with weights made from their names.
+
+    pip install torch transformers && python tests/record_families.py [CASE ...]
+
+A case is a folder with a config.json as hub files have it. Written beside it: ``tensors.json`` (names and
+shapes in the checkpoint) and ``outputs.npz``. A seed is accepted when no greedy choice is a near-tie, and
+when decoding with the library's cache chooses what recomputing everything does; cases that name
+``"recompute"`` in case.json are those where the library's cache is known to give something else.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+from seeded_weights import seeded_ids, seeded_tensor
+
+RECORDED = Path(__file__).parent / "recorded"
+PROMPT, NEW, KEPT = 21, 16, 8  # tokens; the logits of the last KEPT positions of the prompt are kept
+MARGIN = 2e-3  # between the best and the second best logit
+SEEDS = 60
+
+
+def class_of(config):
+    return getattr(transformers, config.architectures[0])
+
+
+def checkpoint(folder: Path, config, seed: int, shapes: dict[str, list[int]]) -> None:
+    tensors = {name: seeded_tensor(name, tuple(shape), seed) for name, shape in shapes.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def shapes_of(config) -> dict[str, list[int]]:
+    """Names and shapes as the library saves them."""
+    with tempfile.TemporaryDirectory() as folder:
+        class_of(config)(config).save_pretrained(folder)
+        return {
+            name: list(t.shape) for name, t in sorted(load_file(Path(folder) / "model.safetensors").items())
+        }
+
+
+def loaded(case: Path, config, seed: int, shapes: dict[str, list[int]]):
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text((case / "config.json").read_text())
+        checkpoint(Path(folder), config, seed, shapes)
+        model, report = class_of(config).from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+        )
+    wrong = {key: value for key, value in report.items() if value and "missing" in key or "unexpected" in key}
+    assert not any(wrong.values()), wrong
+    return model.eval()
+
+
+def decoder_outputs(model, ids: np.ndarray, recompute: bool) -> dict[str, np.ndarray] | None:
+    """Logits and greedy tokens of a model of one clock; None where a choice is too close."""
+    tokens = ids.tolist()
+    for _ in range(NEW):
+        logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]
+        best = logits.topk(2).values
+        if best[0] - best[1] < MARGIN:
+            return None
+        tokens.append(int(logits.argmax()))
+    if not recompute:
+        cached = greedy(model, ids)
+        assert cached == tokens, "the library's cache chooses other tokens"
+    if len(set(tokens[PROMPT:])) < 4:  # a model that repeats itself shows little
+        return None
+    logits = model(input_ids=torch.tensor(ids[None]), use_cache=False).logits[0, -KEPT:]
+    return {"ids": ids, "logits": logits.numpy(), "greedy": np.array(tokens[len(ids) :])}
+
+
+def greedy(model, ids: np.ndarray, **inputs) -> list[int]:
+    settings = transformers.GenerationConfig(max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+    return model.generate(torch.tensor(ids[None]), generation_config=settings, **inputs)[0].tolist()
+
+
+def record(case: Path) -> None:
+    config = transformers.AutoConfig.from_pretrained(case)
+    options = json.loads((case / "case.json").read_text()) if (case / "case.json").exists() else {}
+    shapes = shapes_of(config)
+    for seed in range(SEEDS):
+        model = loaded(case, config, seed, shapes)
+        ids = seeded_ids(PROMPT, config.vocab_size, seed)
+        with torch.no_grad():
+            outputs = decoder_outputs(model, ids, options.get("recompute", False))
+        if outputs is not None:
+            (case / "tensors.json").write_text(json.dumps(shapes, indent=0) + "\n")
+            np.savez_compressed(case / "outputs.npz", seed=np.array(seed), **outputs)
+            print(f"{case.name}: seed {seed}, greedy {outputs['greedy'].tolist()}")
+            return
+    raise SystemExit(f"{case.name}: no seed of {SEEDS} keeps its choices apart")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    chosen = [RECORDED / name for name in sys.argv[1:]] or sorted(RECORDED.iterdir())
+    for case in chosen:
+        record(case)
+
+
+if __name__ == "__main__":
+    main()
