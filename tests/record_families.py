@@ -52,7 +52,7 @@ def loaded(case: Path, config, seed: int, shapes: dict[str, list[int]]):
         model, report = class_of(config).from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
         )
-    wrong = {key: value for key, value in report.items() if value and "missing" in key or "unexpected" in key}
+    wrong = {key: value for key, value in report.items() if (value and "missing" in key) or "unexpected" in key}
     assert not any(wrong.values()), wrong
     return model.eval()
 
