@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable, Mapping
 
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph, Node
+from ..ir.op import Work
 from ..ir.types import Past, TensorType, ValueType, Whole
 from .program import State
 
 Measure = Callable[[Node], int]
 MEASURES = ("bytes", "state", "work")
+OPERATIONS_PER_BYTE = 4.0  # f32 operations that a CPU core does while memory delivers one byte
 
 
 def measures(
@@ -52,6 +54,15 @@ def operations(node: Node, capacity: int) -> int:
         return 0
     work = node.op.work(tuple(bound[:-1]), bound[-1], node.params)
     return 2 * work.multiply_adds + work.elementwise
+
+
+def program_operations(graph: Graph) -> int:
+    """Operations of one run of a program, whose types are all numbers; a multiply-add is two."""
+    total = Work()
+    for node in graph.nodes:
+        if node.op.kind != "source":
+            total = total + node.op.work(tuple(s.type for s in node.sources), node.type, node.params)  # type: ignore[misc]
+    return 2 * total.multiply_adds + total.elementwise
 
 
 def state_bytes(graph: Graph, states: Iterable[State]) -> Mapping[str, int]:

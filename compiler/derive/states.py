@@ -15,7 +15,7 @@ delay, a feedback) is not recomputed, because that would take its own past along
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import networkx as nx
@@ -24,10 +24,10 @@ from ...ir.errors import SystolicError
 from ...ir.graph import Graph, Node
 from ...ir.time import Access, window_access
 from ...ir.types import Past
+from ..measures import OPERATIONS_PER_BYTE
 from .sources import constants_read
 
 STRATEGIES = ("auto", "sources", "tokens")
-OPERATIONS_PER_BYTE = 4.0  # f32 operations that a CPU core does while memory delivers one byte
 _UNITS = 16  # cut capacities are whole numbers of 1/16 byte, so that the cut is exact
 
 
@@ -54,12 +54,13 @@ class StatePlan:
         return window_access(self.histories[node])
 
 
-def choose_states(graph: Graph, strategy: str = "auto") -> StatePlan:
+def choose_states(graph: Graph, strategy: str = "auto", *, keep: Collection[str] | None = None) -> StatePlan:
     """The streams to keep, for decoding the clock of the first output.
 
     ``auto`` finds the minimum cut, ``sources`` stores exactly what each history reads, ``tokens``
     stores only the model's inputs and recomputes everything from them at every step: the program
-    without a cache. Raises ``SystolicError`` for another strategy.
+    without a cache. ``keep`` names the streams to store instead, which another form of the same model
+    has chosen. Raises ``SystolicError`` for another strategy.
     """
     if strategy not in STRATEGIES:
         raise SystolicError(f"state must be one of {', '.join(STRATEGIES)}, not {strategy!r}")
@@ -81,8 +82,8 @@ def choose_states(graph: Graph, strategy: str = "auto") -> StatePlan:
             reasons=dict.fromkeys(inputs, "an input; everything else is recomputed from it"),
         )
     demanded = dict.fromkeys(h.sources[0] for h in histories)
-    cut = _minimum_cut(graph, demanded) if strategy == "auto" else _Cut(tuple(demanded), frozenset())
-    served = {h: stored_behind(h.sources[0], lambda n: n not in cut.recomputed) for h in histories}
+    is_stored = _storing(graph, strategy, demanded, keep)
+    served = {h: stored_behind(h.sources[0], is_stored) for h in histories}
     layouts = _share_layouts(served)
     kept = {n: layouts[_dimension(h)] for h, stored in served.items() for n in stored}
     tails: dict[Node, int] = {}
@@ -101,10 +102,14 @@ def _dimension(history: Node) -> Past:
     return dim
 
 
-@dataclass(frozen=True)
-class _Cut:
-    stored: tuple[Node, ...]
-    recomputed: frozenset[Node]
+def _storing(
+    graph: Graph, strategy: str, demanded: Collection[Node], keep: Collection[str] | None
+) -> Callable[[Node], bool]:
+    """Whether a stream's past is kept, and not had from what is kept before it."""
+    if keep is not None:
+        return lambda node: node.name in keep
+    recomputed = _recomputed(graph, demanded) if strategy == "auto" else frozenset()
+    return lambda node: node not in recomputed
 
 
 def stored_behind(source: Node, is_stored: Callable[[Node], bool]) -> tuple[Node, ...]:
@@ -153,8 +158,10 @@ def _storage_cost(node: Node) -> float:
     return float(node.tensor.bytes) if node.tensor.is_static else float("inf")
 
 
-def _minimum_cut(graph: Graph, demanded: Collection[Node]) -> _Cut:
-    """Solves each connected part alone; a stream whose recomputation costs at least as much as
+def _recomputed(graph: Graph, demanded: Collection[Node]) -> frozenset[Node]:
+    """The streams on the demanded side of the minimum cut: their past is recomputed, not stored.
+
+    Solves each connected part alone; a stream whose recomputation costs at least as much as
     storing everything demanded behind it is never recomputed, which keeps the parts small."""
     behind: dict[Node, frozenset[Node]] = {node: frozenset({node}) for node in demanded}
     operands: dict[Node, tuple[Node, ...]] = {}  # of each stream that may be recomputed, else none
@@ -170,16 +177,14 @@ def _minimum_cut(graph: Graph, demanded: Collection[Node]) -> _Cut:
             for source in operands[node]:
                 behind[source] = behind.get(source, frozenset()) | reached
                 connected.add_edge(node, source)
-    cuts = [_cut_part(part, operands, demanded) for part in nx.connected_components(connected)]
-    stored = {node for cut in cuts for node in cut.stored}
-    recomputed = frozenset(node for cut in cuts for node in cut.recomputed)
-    return _Cut(tuple(node for node in graph.nodes if node in stored), recomputed)
+    parts = nx.connected_components(connected)
+    return frozenset(node for part in parts for node in _cut_part(part, operands, demanded))
 
 
 def _cut_part(
     part: Iterable[Node], operands: Mapping[Node, tuple[Node, ...]], demanded: Collection[Node]
-) -> _Cut:
-    """The cheapest cut of one connected part."""
+) -> Iterator[Node]:
+    """What the cheapest cut of one connected part recomputes."""
     network = nx.DiGraph()
     for node in part:
         is_position = node.op.name == "position"
@@ -192,9 +197,7 @@ def _cut_part(
         for source in operands[node]:
             _connect(network, (source, "known"), (node, "computed"), float("inf"))
     _, (_, known_side) = nx.minimum_cut(network, "source", "demanded")
-    recomputed = frozenset(node for node in part if (node, "computed") in known_side)
-    stored = tuple(n for n in part if (n, "known") in known_side and n not in recomputed)
-    return _Cut(stored, recomputed)
+    return (node for node in part if (node, "computed") in known_side)
 
 
 def _connect(network: nx.DiGraph, start: object, end: object, cost: float) -> None:
