@@ -48,6 +48,7 @@ from .compiler.language import (
 from .compiler.recording import scope
 from .compiler.stream import Stream, matmul, reshape
 from .compiler.trace import trace
+    top_k,
 from .ir.errors import CausalityError, GraphError, SystolicError
 from .ir.graph import Graph
 from .ir.types import Size
@@ -127,3 +128,4 @@ __all__ = [
     "whole",
     "zeros",
 ]
+    "top_k",

@@ -84,6 +84,11 @@ def _take(x: Array, indices: Array, *, axis: int) -> Array:
 
 
 def _read_rows(x: Array, index: Array) -> Array:
+def _top_k(x: Array, *, k: int) -> Array:
+    # A stable sort and not lax.top_k, which takes -0.0 for less than 0.0.
+    return jnp.argsort(-x, axis=-1, stable=True)[..., :k].astype(jnp.int32)
+
+
     rows = jnp.arange(x.shape[0])[:, None]
     return x[rows, _clipped(index, 0, x.shape[1] - 1)]
 
@@ -176,3 +181,4 @@ JAX: dict[str, Callable[..., Any]] = {
     "loop": _loop,
     "part": lambda x, index: x[index],
 }
+    "top_k": _top_k,

@@ -14,6 +14,8 @@ from ..ir.graph import Node
 from ..ir.types import TensorType
 from .stablehlo_elementwise import ELEMENTWISE
 from .stablehlo_linear import LINEAR
+from .stablehlo_order import ORDER
+from .stablehlo_routing import ROUTING
 from .stablehlo_scan import linear_scan
 from .stablehlo_text import (
     Block,

@@ -297,3 +297,16 @@ def take(x: Any, indices: Any, axis: int = 0) -> Stream:
     """The elements at ``indices`` along an axis: an embedding is ``take(table, token)``."""
     table = Stream(as_node(x))
     return emit("take", table, Stream(as_node(indices)), axis=_axis(table, axis))
+def top_k(x: Stream, k: int) -> tuple[Stream, Stream]:
+    """The ``k`` largest elements along the last axis, largest first, and their indices there (i32).
+
+    Of equal elements the one with the lower index comes first.
+    """
+    indices = emit("top_k", x, k=k)
+    if x.ndim == 1:
+        return take(x, indices), indices
+    rows = math.prod(x.shape[:-1])  # type: ignore[arg-type]
+    starts = reshape(arange(rows) * x.shape[-1], *x.shape[:-1], 1)
+    return take(reshape(x, -1), indices + starts), indices
+
+

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..ir.errors import SystolicError
-from ..ir.graph import Graph, Node
+from ..ir.graph import Graph
 from ..ir.types import DTYPES, TensorType
 from .spec import read_config
 
@@ -56,10 +56,26 @@ class StoredTensor:
         return np.require(stored.astype(dtype, copy=False), requirements="A")
 
 
+@dataclass(frozen=True, eq=False)
+class TensorStack:
+    """Tensors of one shape that are one parameter, one behind the other along a new first axis."""
+
+    parts: tuple[StoredTensor, ...]
+
+    def array(self, dtype: np.dtype) -> np.ndarray:
+        """The values as ``dtype``, put together anew at each call, so that only the caller keeps them."""
+        stacked = np.empty((len(self.parts), *self.parts[0].shape), dtype)
+        for place, part in zip(stacked, self.parts, strict=True):
+            place[...] = part.array(dtype)
+        return stacked
+
+
 class Weights(Mapping[str, np.ndarray]):
     """The parameters of a graph by name, each read when it is asked for, in the parameter's type."""
 
-    def __init__(self, tensors: Mapping[str, StoredTensor], types: Mapping[str, TensorType]) -> None:
+    def __init__(
+        self, tensors: Mapping[str, StoredTensor | TensorStack], types: Mapping[str, TensorType]
+    ) -> None:
         self._tensors = tensors
         self._types = types
 
@@ -126,20 +142,37 @@ def read_checkpoint(directory: Path) -> dict[str, StoredTensor]:
 def fit(graph: Graph, tensors: Mapping[str, StoredTensor], naming: Naming, source: str) -> Weights:
     """The tensors of the checkpoint ``source`` as the parameters of ``graph``: none lacks, none is left.
 
-    Raises ``SystolicError`` for a tensor that is missing, unexpected, misshapen, not of floats, or
-    not the copy that it must be.
+    A parameter with a ``*`` in its name is a stack of tensors, which files number from 0. Raises
+    ``SystolicError`` for a tensor that is missing, unexpected, misshapen, not of floats, or not the copy
+    that it must be.
     """
     types = {node.name: node.tensor for node in graph.parameters}
-    rename = _renaming(types, naming.prefix)
+    parts = {name: _parts(name, type_) for name, type_ in types.items()}
+    wanted = {name: type_ for stored in parts.values() for name, type_ in stored.items()}
+    rename = _renaming(wanted, naming.prefix)
     found = {rename(name): tensor for name, tensor in tensors.items()}
-    missing = sorted(set(types) - set(found))
+    missing = sorted(set(wanted) - set(found))
     if missing:
-        wanted = f"{missing[0]} {_shape(types[missing[0]].shape)}"
-        raise SystolicError(f"{source}: lacks the tensor {wanted}{_more(missing)}")
-    _refuse_unexpected({name: found[name] for name in sorted(set(found) - set(types))}, found, naming)
-    for node in graph.parameters:
-        _require_fit(node, found[node.name])
-    return Weights({name: found[name] for name in types}, types)
+        first = f"{missing[0]} {_shape(wanted[missing[0]].shape)}"
+        raise SystolicError(f"{source}: lacks the tensor {first}{_more(missing)}")
+    _refuse_unexpected({name: found[name] for name in sorted(set(found) - set(wanted))}, found, naming)
+    for name, type_ in wanted.items():
+        _require_fit(name, type_, found[name])
+    return Weights(
+        {
+            name: TensorStack(tuple(found[part] for part in stored)) if "*" in name else found[name]
+            for name, stored in parts.items()
+        },
+        types,
+    )
+
+
+def _parts(name: str, type_: TensorType) -> dict[str, TensorType]:
+    """The tensors that files hold for a parameter: itself, or one for each number in place of ``*``."""
+    if "*" not in name:
+        return {name: type_}
+    count, *shape = type_.static_shape
+    return {name.replace("*", str(i)): type_.with_shape(tuple(shape)) for i in range(count)}
 
 
 def _refuse_unexpected(
@@ -164,15 +197,15 @@ def _renaming(types: Mapping[str, TensorType], prefix: str) -> Callable[[str], s
     return rename
 
 
-def _require_fit(node: Node, tensor: StoredTensor) -> None:
-    if tensor.shape != node.tensor.shape:
+def _require_fit(name: str, type_: TensorType, tensor: StoredTensor) -> None:
+    if tensor.shape != type_.shape:
         raise SystolicError(
-            f"{tensor.path}: tensor {node.name} has shape {_shape(tensor.shape)}, "
-            f"but the config asks for {_shape(node.tensor.shape)}"
+            f"{tensor.path}: tensor {name} has shape {_shape(tensor.shape)}, "
+            f"but the config asks for {_shape(type_.shape)}"
         )
     if tensor.dtype not in _STORED_FLOATS:
         known = ", ".join(_STORED_FLOATS)
-        raise SystolicError(f"{tensor.path}: tensor {node.name} is stored as {tensor.dtype}, not {known}")
+        raise SystolicError(f"{tensor.path}: tensor {name} is stored as {tensor.dtype}, not {known}")
 
 
 def _require_copy(name: str, tensor: StoredTensor, other: str, found: Mapping[str, StoredTensor]) -> None:

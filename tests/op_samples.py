@@ -262,6 +262,12 @@ def _linear_samples() -> list[Sample]:
     return samples + _row_samples()
 
 
+        Sample("top_k", "ties", (ties,), {"k": 3}),
+        Sample("top_k", "all of one", (random(2, 3, 1),), {"k": 1}),
+        Sample("top_k", "all", (x,), {"k": 4}),
+        Sample("top_k", "zeros", (_array([0.0, -0.0, -1.0, 0.0, -0.0]),), {"k": 4}),
+        Sample("top_k", "minus infinity", (_array([-np.inf, 1.0, -np.inf, -np.inf]),), {"k": 3}),
+        Sample("top_k", "bf16", (integers(3, 9, dtype=BF16),), {"k": 5}),
 def _row_samples() -> list[Sample]:
     table, index = random(5, 3), _array([[0, 4], [-1, 9]], np.int32)
     state, rows = random(2, 6, 3, 2), _array([[0, 5, -3], [9, 6, 2]], np.int32)
@@ -380,3 +386,6 @@ ERRORS: tuple[ErrorSample, ...] = (
     ErrorSample("history", ("f32[]",), {"window": 0}, "holds nothing"),
     ErrorSample("whole", ("f32[past]",), {}, "itself a part of time"),
 )
+    ErrorSample("top_k", ("f32[2,3]",), {"k": 4}, r"4 elements cannot be chosen along the last axis"),
+    ErrorSample("top_k", ("f32[past]",), {"k": 1}, "cannot be chosen"),
+    ErrorSample("top_k", ("i32[3]",), {"k": 1}, "takes floats"),

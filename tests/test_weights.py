@@ -129,6 +129,54 @@ def test_tensors_may_lie_at_odd_addresses(tmp_path):
     assert array.flags.aligned
 
 
+MIXTURE = {
+    "model_type": "mixtral",
+    "num_local_experts": 3,
+    "num_experts_per_tok": 2,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture
+def expert_tensors(tmp_path):
+    """Random weights of a small mixture of experts, each expert's matrices apart."""
+    graph = load(write_config(tmp_path / "bare mixture", **MIXTURE)).graph
+    random = np.random.default_rng(4)
+    stacked = {n.name: random.normal(size=n.type.shape).astype(np.float32) for n in graph.parameters}
+    assert any("*" in name for name in stacked)
+    return {
+        name.replace("*", str(i)): part
+        for name, value in stacked.items()
+        for i, part in enumerate(value if "*" in name else [value])
+    }
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_the_tensors_of_experts_are_put_together_when_they_are_asked_for(write, expert_tensors, dtype):
+    weights = load(write(expert_tensors, **MIXTURE), dtype=dtype).weights
+    name = "model.layers.1.block_sparse_moe.experts.{}.w2.weight"
+    up = weights[name.format("*")]
+    assert up.shape == (3, 8, 12)
+    for i in range(3):
+        np.testing.assert_array_equal(up[i], expert_tensors[name.format(i)].astype(up.dtype))
+    assert up is not weights[name.format("*")]  # whoever asks owns the only copy
+
+
+def test_a_missing_expert_is_named(write, expert_tensors):
+    del expert_tensors["model.layers.0.block_sparse_moe.experts.1.w3.weight"]
+    message = r"lacks the tensor model\.layers\.0\.block_sparse_moe\.experts\.1\.w3\.weight \[12, 8\]"
+    with pytest.raises(sy.SystolicError, match=message):
+        load(write(expert_tensors, **MIXTURE))
+
+
+def test_an_expert_too_many_is_named(write, expert_tensors):
+    expert = "model.layers.0.block_sparse_moe.experts.{}.w1.weight"
+    extra = {expert.format(3): expert_tensors[expert.format(2)]}
+    with pytest.raises(sy.SystolicError, match=r"no use for the tensor .*experts\.3\.w1\.weight \[12, 8\]"):
+        load(write(expert_tensors | extra, **MIXTURE))
+
+
 # ---- what does not fit ----
 
 

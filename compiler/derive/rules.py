@@ -183,6 +183,11 @@ def along_axis(rule: Rule, operands: list[Placed]) -> Placed:
     return rule.result(node, x.lead, x.outside)
 
 
+def top_k(rule: Rule, operands: list[Placed]) -> Placed:
+    (x,) = operands
+    return rule.result(rule.make("top_k", x.node, k=rule.node.params["k"]), x.lead, x.outside)
+
+
 def contraction(rule: Rule, operands: list[Placed]) -> Placed:
     x, y = operands
     x_term, y_term, result = split_subscripts(rule.node.params["subscripts"])
@@ -269,3 +274,4 @@ RULES: dict[str, Vectorise] = {
     "cumulative_sum": along_axis,
     "take": take,
 }
+    "top_k": top_k,
