@@ -12,7 +12,7 @@ from ..compiler.recording import scope
 from ..compiler.stream import Stream
 from ..ir.errors import SystolicError
 from .blocks import attention, embedding, gated_mlp, linear, rms_norm
-from .rope import CosSin, RopeFields, rotate, rotation
+from .rope import CosSin, Rope, RopeFields, rotate, rotation
 from .spec import Size
 
 
@@ -80,11 +80,19 @@ class RotaryDecoder(RopeFields):
         """How many positions the attention of layer ``i`` sees; None is all of them."""
         return None
 
+    def layer_rope(self, i: int) -> Rope | None:
+        """The rotary positions of layer ``i``; None turns nothing."""
+        return self.rope()
+
     def norm(self, x: Stream, name: str) -> Stream:
         return rms_norm(x, name, self.rms_norm_eps)
 
     def mlp(self, x: Stream, name: str) -> Stream:
         return gated_mlp(x, name, self.intermediate_size, self.hidden_act)
+
+    def layer_mlp(self, x: Stream, name: str, i: int) -> Stream:
+        """The MLP of layer ``i``, where not all are alike."""
+        return self.mlp(x, name)
 
     # ---- the model ----
 
@@ -92,10 +100,11 @@ class RotaryDecoder(RopeFields):
         """i32[] -> {"logits": f32[V]}"""
         with scope("embed"):
             x = self.embed(token)
-            cos_sin = rotation(self.rope(), self.head_size)
-        for i in range(self.num_hidden_layers):
+            ropes = [self.layer_rope(i) for i in range(self.num_hidden_layers)]
+            rotations = {rope: rotation(rope, self.head_size) for rope in dict.fromkeys(ropes) if rope}
+        for i, rope in enumerate(ropes):
             with scope(f"layers.{i}"):
-                x = self.layer(x, i, cos_sin)
+                x = self.layer(x, i, rotations[rope] if rope else None)
         with scope("head"):
             return {"logits": self.head(self.norm(x, "model.norm")).named("logits")}
 
@@ -112,7 +121,7 @@ class RotaryDecoder(RopeFields):
             branch = self.attend(self._normed(x, name, norms.before_attention), i, cos_sin)
             x = (x + self._normed(branch, name, norms.behind_attention)).named("x")
         with scope("mlp"):
-            branch = self.mlp(self._normed(x, name, norms.before_mlp), f"{name}.mlp")
+            branch = self.layer_mlp(self._normed(x, name, norms.before_mlp), f"{name}.mlp", i)
             return (x + self._normed(branch, name, norms.behind_mlp)).named("x")
 
     def _normed(self, x: Stream, layer: str, name: str | None) -> Stream:
@@ -121,9 +130,10 @@ class RotaryDecoder(RopeFields):
     def attend(self, x: Stream, i: int, cos_sin: CosSin) -> Stream:
         name = f"model.layers.{i}.self_attn"
         q, k, v = self.heads(x, name)
+        q, k = self.rotated(q, k, name, cos_sin)
         mixed = attention(
-            rotate(q, cos_sin, interleaved=self.interleaved),
-            rotate(k, cos_sin, interleaved=self.interleaved),
+            q,
+            k,
             v,
             scale=self.score_scale,
             window=self.window(i),
@@ -131,6 +141,11 @@ class RotaryDecoder(RopeFields):
         )
         mixed = mixed.reshape(self.num_attention_heads * self.head_size)
         return linear(mixed, f"{name}.o_proj", self.hidden_size, bias=self.output_bias)
+
+    def rotated(self, q: Stream, k: Stream, name: str, cos_sin: CosSin) -> tuple[Stream, Stream]:
+        """Queries and keys, turned by their position where the layer has rotary positions."""
+        turned = [rotate(x, cos_sin, interleaved=self.interleaved) for x in (q, k)]
+        return turned[0], turned[1]
 
     def heads(self, x: Stream, name: str) -> tuple[Stream, Stream, Stream]:
         """Queries [K, G, D], keys [K, D] and values [K, D] before rotation: G queries share a key."""
@@ -157,15 +172,19 @@ class LayerTypes:
 
         Raises ``SystolicError`` for a list that does not fit the layers.
         """
+        if self.layer_type(i) == "full_attention":
+            return None
+        if self.sliding_window is None and self.layer_types is not None:
+            raise SystolicError(f"layer_types: layer {i} slides, but there is no sliding_window")
+        return self.sliding_window
+
+    def layer_type(self, i: int) -> str:
+        """full_attention or sliding_attention; ``SystolicError`` where the list says something else."""
         if self.layer_types is None:
-            return self.sliding_window if self.slides(i) else None
+            return "sliding_attention" if self.slides(i) else "full_attention"
         if i >= len(self.layer_types):
             raise SystolicError(f"layer_types says nothing about layer {i}")
         kind = self.layer_types[i]
         if kind not in ("full_attention", "sliding_attention"):
             raise SystolicError(f"layer_types: {kind!r} is neither full_attention nor sliding_attention")
-        if kind == "full_attention":
-            return None
-        if self.sliding_window is None:
-            raise SystolicError(f"layer_types: layer {i} slides, but there is no sliding_window")
-        return self.sliding_window
+        return kind

@@ -17,8 +17,8 @@ from ..compiler.stream import Stream
 from ..ir.errors import SystolicError
 from .spec import Config, Size
 
-# Per position: two streams f32[width / 2].
-CosSin = tuple[Stream, Stream]
+# Per position: two streams f32[width / 2]; None where nothing is turned.
+CosSin = tuple[Stream, Stream] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,10 @@ class Rope:
     def original(self) -> int:
         """How many positions the model was trained on before its context was stretched."""
         return self.original_max_position_embeddings or self.max_position_embeddings
+
+    def width(self, head_size: int) -> int:
+        """How many elements of a head are turned, the first ones."""
+        return int(head_size * self.partial_rotary_factor)
 
     def base(self, width: int) -> np.ndarray:
         """The unscaled frequencies in float64, [width / 2]."""
@@ -180,6 +184,20 @@ class LongRope(Rope):
         return 1.0 if stretch <= 1 else math.sqrt(1 + math.log(stretch) / math.log(self.original))
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProportionalRope(Rope):
+    """The first pairs of the whole head turn, ``partial_rotary_factor`` of them; the others stand still."""
+
+    factor: float = 1.0
+
+    def width(self, head_size: int) -> int:
+        return head_size
+
+    def frequencies(self, width: int) -> np.ndarray | Stream:
+        turning = np.arange(width // 2) < int(self.partial_rotary_factor * width // 2)
+        return np.where(turning, self.base(width) / self.factor, 0.0)
+
+
 SCALINGS: dict[str, type[Rope]] = {
     "default": Rope,
     "linear": LinearRope,
@@ -187,6 +205,7 @@ SCALINGS: dict[str, type[Rope]] = {
     "llama3": Llama3Rope,
     "yarn": YarnRope,
     "longrope": LongRope,
+    "proportional": ProportionalRope,
 }
 
 
@@ -209,23 +228,65 @@ class RopeFields:
 
     def rope(self) -> Rope:
         """The scaling that the config asks for; ``SystolicError`` for one that is unknown."""
-        settings = self.rope_parameters or self.rope_scaling or Config("rope_parameters", {})
+        settings = self.rope_parameters or Config("rope_parameters", {})
+        if self.rope_scaling is not None and self.rope_scaling.values:
+            settings = self.rope_scaling
+        return self.scaling(settings, self.rope_theta or self.default_theta)
+
+    def scaling(self, settings: Config, theta: float) -> Rope:
+        """The scaling of one object of settings, completed by the fields beside it."""
         outside = {
-            "rope_theta": self.rope_theta or self.default_theta,
-            "max_position_embeddings": self.max_position_embeddings,
+            "rope_theta": theta,
             "partial_rotary_factor": self.partial_rotary_factor,
+        }
+        limits = {  # count where a file has them in both places
+            "max_position_embeddings": self.max_position_embeddings,
             "original_max_position_embeddings": self.original_max_position_embeddings,
         }
         inside = dict(settings.values)
         old_name = inside.pop("type", "default")
-        values = {"rope_type": old_name, **_present(outside), **_present(inside)}
+        values = {"rope_type": old_name, **_present(outside), **_present(inside), **_present(limits)}
         merged = Config(settings.source, values)
         kind = merged.text("rope_type")
-        if kind not in SCALINGS:
+        scalings = self.scalings(merged)
+        if kind not in scalings:
             raise SystolicError(
-                f"{settings.source}: rope_type {kind!r} is unknown; known: {', '.join(SCALINGS)}"
+                f"{settings.source}: rope_type {kind!r} is unknown; known: {', '.join(scalings)}"
             )
-        return merged.read(SCALINGS[kind])
+        return merged.read(scalings[kind])
+
+    def scalings(self, settings: Config) -> dict[str, type[Rope]]:
+        """What each ``rope_type`` means in this family."""
+        return SCALINGS
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeByLayerType(RopeFields):
+    """Layers that slide and layers that see all of the past have settings of their own.
+
+    Newer files nest them in ``rope_parameters`` by the type of the layer; older ones have a scaling
+    for the layers that see all, and perhaps another theta for those that slide.
+    """
+
+    def rope_of(self, layer_type: str) -> Rope:
+        """The scaling of the layers of that type; ``SystolicError`` for settings that are not nested."""
+        if self.rope_parameters is None:
+            is_full = layer_type == "full_attention"
+            settings = (self.rope_scaling if is_full else None) or Config("rope_parameters", {})
+            return self.scaling(settings, self.theta_of(layer_type, nested=False))
+        flat = set(self.rope_parameters.values) - {"full_attention", "sliding_attention"}
+        if flat:
+            raise SystolicError(
+                f"{self.rope_parameters.source}: {min(flat)} must be inside full_attention or "
+                "sliding_attention"
+            )
+        nested = self.rope_parameters.values.get(layer_type) is not None
+        settings = self.rope_parameters.section(layer_type) if nested else Config(layer_type, {})
+        return self.scaling(settings, self.theta_of(layer_type, nested=True))
+
+    def theta_of(self, layer_type: str, *, nested: bool) -> float:
+        """The theta of a layer type whose settings have none, in either layout."""
+        raise NotImplementedError
 
 
 def _present(values: dict) -> dict:
@@ -234,7 +295,7 @@ def _present(values: dict) -> dict:
 
 def rotation(rope: Rope, head_size: int) -> CosSin:
     """Cosine and sine of this position's angles, f32[width / 2] each; computed once for all layers."""
-    width = int(head_size * rope.partial_rotary_factor)
+    width = rope.width(head_size)
     if width < 2 or width % 2:
         raise SystolicError(f"rotary positions need an even number of elements, not {width} of {head_size}")
     frequencies = rope.frequencies(width)
@@ -252,6 +313,8 @@ def rotate(x: Stream, cos_sin: CosSin, *, interleaved: bool = False) -> Stream:
 
     Pairs are (i, i + width / 2), or (2i, 2i + 1) when ``interleaved``.
     """
+    if cos_sin is None:
+        return x
     cosine, sine = cos_sin
     (half,), size = cosine.shape, x.shape[-1]
     turned, *rest = split(x, [2 * half, size - 2 * half]) if size != 2 * half else [x]  # type: ignore
