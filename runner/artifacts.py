@@ -210,6 +210,12 @@ class SavedPrograms:
     def chunk(self, size: int, source: int | None = None) -> Program:
         return self._read(self._entries["chunk", size], self._states)
 
+    def verify(self, size: int, source: int | None = None) -> Program:
+        raise SystolicError(
+            f"{self._path} holds no program with logits at all positions; checking guessed tokens needs "
+            "the model itself"
+        )
+
     def score(self, length: int, source: int | None = None) -> Program:
         return self._read(self._entries["score", length], ())
 

@@ -20,11 +20,15 @@ from ..ir.graph import Graph
 from ..ir.types import DTYPES, FLOATS, TensorType
 from ..models.load import Model
 from ..models.spec import Config
+from .batch import Batch
 from .generate import Generation, Step, chunk_sizes, run_rows
 from .inputs import Inputs, table_size
 from .options import GRAPH_CAPACITY, Options, options_for
 from .programs import DerivedPrograms, Programs, ProgramSource
+from .saved_state import load_state, save_state
+from .snapshot import Snapshot
 from .tokens import Tokenizer
+from .undo import Undo
 
 Prompt = str | Sequence[int]
 
@@ -94,6 +98,25 @@ class Executable:
         """The states before the first position, by name; without what a source leaves."""
         kept = [state for state in self.programs.states if state.kind != "constant"]
         return {s.name: self.backend.zeros(s.type.static_shape, s.type.dtype) for s in kept}
+
+    # ---- states as values ----
+
+    @cached_property
+    def undo(self) -> Undo:
+        """What the states can undo, and what going back costs."""
+        return Undo(self.programs.states)
+
+    def batch(self, checkpoint_every: int | None = None) -> Batch:
+        """Empty rows, whose states can be copied, saved and set back; see ``Batch``."""
+        return Batch(self, checkpoint_every)
+
+    def save_state(self, snapshot: Snapshot, path: str | Path) -> None:
+        """Writes the state of a text to a safetensors file."""
+        save_state(self, snapshot, Path(path))
+
+    def load_state(self, path: str | Path) -> Snapshot:
+        """Reads such a file; ``SystolicError`` if another model made it, or if it does not fit."""
+        return load_state(self, Path(path))
 
     # ---- whole texts ----
 

@@ -12,15 +12,15 @@ from pathlib import Path
 from ..ir.errors import SystolicError
 
 
-def write_file(path: Path, content: str, *, force: bool = False) -> None:
-    """Writes a text file that appears complete; an existing one is an error unless ``force``."""
+def write_file(path: Path, content: str | bytes, *, force: bool = False) -> None:
+    """Writes a file that appears complete; an existing one is an error unless ``force``."""
     if path.exists() and not path.is_file():
         raise SystolicError(f"{path} is not a regular file; expected the name of a file to write")
     if path.exists() and not force:
         raise SystolicError(f"{path} exists already; --force overwrites it")
     _require_parent(path)
     with _beside(path) as folder:
-        (folder / path.name).write_text(content, encoding="utf-8")
+        (folder / path.name).write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(folder / path.name, path)
 
 

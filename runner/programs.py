@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from functools import cached_property
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Protocol
 
 from ..backends.interface import Backend, Prepared
 from ..compiler.derive import (
+    Form,
     StatePlan,
-    choose_states,
+    choose_forms,
+    derive_cheapest,
     derive_chunk,
     derive_score,
     derive_source,
     source_graph,
 )
+from ..compiler.derive.moves import derive_put, derive_restore, derive_save, derive_take
 from ..compiler.program import Program, State
 from ..ir.graph import Graph
 from .options import Options
@@ -37,6 +41,9 @@ class ProgramSource(Protocol):
 
     def chunk(self, size: int, source: int | None = None) -> Program:
         """Reads ``size`` positions of each row and yields results at each row's last real one."""
+
+    def verify(self, size: int, source: int | None = None) -> Program:
+        """The same with results at all ``size`` positions, so that guessed tokens can be checked."""
 
     def score(self, length: int, source: int | None = None) -> Program:
         """Reads one text of up to ``length`` positions and yields results at each of them."""
@@ -61,9 +68,14 @@ class DerivedPrograms:
         self.source_lengths = options.score_lengths if has_source else ()
 
     @cached_property
+    def forms(self) -> tuple[Form, ...]:
+        """What chunk programs are derived from."""
+        return choose_forms(self._graph, self._options.state)
+
+    @property
     def plan(self) -> StatePlan:
         """Which streams are kept."""
-        return choose_states(self._graph, self._options.state)
+        return self.forms[0].plan
 
     @property
     def states(self) -> tuple[State, ...]:
@@ -75,17 +87,23 @@ class DerivedPrograms:
         return dict.fromkeys((c for c in self._graph.clocks if c != self._clock), length)
 
     def chunk(self, size: int, source: int | None = None) -> Program:
+        return self._chunk(size, source, last=True)
+
+    def verify(self, size: int, source: int | None = None) -> Program:
+        return self._chunk(size, source, last=False)
+
+    def _chunk(self, size: int, source: int | None, *, last: bool) -> Program:
         options = self._options
-        return derive_chunk(
-            self._graph,
-            self.plan,
+        derive = partial(
+            derive_chunk,
             rows=options.batch,
             chunk=size,
             capacity=options.capacity,
             reserve=options.chunk,
-            last=True,
+            last=last,
             source_lengths=self._sources(source),
         )
+        return derive_cheapest(self.forms, derive)
 
     def score(self, length: int, source: int | None = None) -> Program:
         return derive_score(self._graph, rows=1, length=length, source_lengths=self._sources(source))
@@ -93,8 +111,9 @@ class DerivedPrograms:
     def source(self, length: int) -> Program:
         options = self._options
         sources = self._sources(length)
+        form = self.forms[0]
         return derive_source(
-            self._graph, self.plan, rows=options.batch, source_lengths=sources, capacity=options.capacity
+            form.graph, form.plan, rows=options.batch, source_lengths=sources, capacity=options.capacity
         )
 
     def encode(self, length: int) -> Program:
@@ -102,13 +121,39 @@ class DerivedPrograms:
         return replace(program, name=f"encode.{length}")
 
 
+@dataclass(frozen=True)
+class Made:
+    """A program that is ready to run, and what it took to make it: derived, emitted, compiled."""
+
+    prepared: Prepared
+    seconds: float
+    from_cache: bool
+
+    @property
+    def name(self) -> str:
+        return self.prepared.program.name
+
+    def __str__(self) -> str:
+        program, origin = self.prepared.program, ", from the cache" if self.from_cache else ""
+        return f"{self.name}: {program.rows} rows of {program.chunk}, {self.seconds:.3f} s{origin}"
+
+
 class Programs:
-    """Prepared programs, kept once they are made."""
+    """Prepared programs, kept once they are made. Iterating yields what has been made, in that order."""
 
     def __init__(self, origin: ProgramSource, backend: Backend) -> None:
         self._origin = origin
         self._backend = backend
-        self._prepared: dict[tuple[str, int, int], Prepared] = {}
+        self._made: dict[tuple[str, int, int], Made] = {}
+
+    def __iter__(self) -> Iterator[Made]:
+        return iter(tuple(self._made.values()))
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
 
     @cached_property
     def states(self) -> tuple[State, ...]:
@@ -119,6 +164,11 @@ class Programs:
         """The program that reads ``size`` positions of each row behind sources of up to ``source``."""
         space = self._source_length(source)
         return self._prepare("chunk", size, space, lambda: self._origin.chunk(size, space))
+
+    def verify(self, size: int, source: int = 0) -> Prepared:
+        """The program that reads ``size`` positions of each row and yields results at all of them."""
+        space = self._source_length(source)
+        return self._prepare("verify", size, space, lambda: self._origin.verify(size, space))
 
     def score(self, length: int, source: int = 0) -> Prepared:
         """The smallest program that reads a text of ``length`` positions behind a source of ``source``."""
@@ -135,14 +185,42 @@ class Programs:
         space = self._source_length(length)
         return self._prepare("encode", 0, space, lambda: self._origin.encode(space))
 
+    # ---- rows moved in and out of the buffers ----
+
+    def states_of(self, kinds: Sequence[str], source: int = 0) -> tuple[State, ...]:
+        """The states of some kinds; how much room constants have depends on ``source``."""
+        states = self.chunk(1, source).program.states if source else self.states
+        return tuple(state for state in states if state.kind in kinds)
+
+    def take(self, slots: int) -> Prepared:
+        """The program that copies ``slots`` positions of one row out of what is kept by position."""
+        return self._prepare("take", slots, 0, lambda: derive_take(self.states_of(("append",)), slots))
+
+    def put(self, slots: int) -> Prepared:
+        """The program that copies up to ``slots`` positions into one row."""
+        return self._prepare("put", slots, 0, lambda: derive_put(self.states_of(("append",)), slots))
+
+    def save(self, name: str, kinds: Sequence[str], source: int = 0) -> Prepared:
+        """The program that copies one row of the states of some kinds; ``name`` names the kinds."""
+        space, label = self._source_length(source), f"save.{name}"
+        return self._prepare(label, 0, space, lambda: derive_save(self.states_of(kinds, source), label))
+
+    def restore(self, name: str, kinds: Sequence[str], source: int = 0) -> Prepared:
+        """The program that puts such a copy into one row."""
+        space, label = self._source_length(source), f"restore.{name}"
+        return self._prepare(label, 0, space, lambda: derive_restore(self.states_of(kinds, source), label))
+
     def _source_length(self, length: int) -> int:
         return _smallest(self._origin.source_lengths, length) if length else 0
 
     def _prepare(self, kind: str, size: int, source: int, make: Callable[[], Program]) -> Prepared:
         key = (kind, size, source)
-        if key not in self._prepared:
-            self._prepared[key] = self._backend.prepare(make())
-        return self._prepared[key]
+        if key not in self._made:
+            started = time.perf_counter()
+            prepared = self._backend.prepare(make())
+            from_cache = getattr(prepared, "from_cache", False)  # only what is compiled can be cached
+            self._made[key] = Made(prepared, time.perf_counter() - started, from_cache)
+        return self._made[key].prepared
 
 
 def _smallest(sizes: tuple[int, ...], length: int) -> int:
