@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from ..compiler.program import STATE_PREFIX, Program
 from ..ir.graph import Graph, Node
 from ..ir.types import DTYPES
+from ..ir.ops.program import SCALES
 
 Array = Any  # a jax.Array, or a tracer of one
 Arrays = Mapping[str, Array]
@@ -101,12 +102,23 @@ def _write_rows(x: Array, values: Array, index: Array, *, axis: int = 1) -> Arra
     return jnp.moveaxis(written, 1, axis)
 
 
-def _linear_scan(decay: Array, inflow: Array, start: Array) -> Array:
-    def join(first: tuple[Array, Array], then: tuple[Array, Array]) -> tuple[Array, Array]:
-        return then[0] * first[0], then[0] * first[1] + then[1]
+def _join_at(join: str, x: Array, indices: Array, values: Array) -> Array:
+    size, flat = x.shape[-1], x.reshape(-1, x.shape[-1])
+    places = _clipped(indices, -1, size).reshape(flat.shape[0], -1)
+    places = jnp.where(places < 0, size, places)  # in JAX a negative index counts from the end
+    rows = jnp.arange(flat.shape[0])[:, None]
+    joined = getattr(flat.at[rows, places], join)(values.reshape(places.shape), mode="drop")
+    return joined.reshape(x.shape)
 
-    inflow = inflow.at[:, 0].add(decay[:, 0] * start)
-    return jax.lax.associative_scan(join, (decay, inflow), axis=1)[1]
+
+def _linear_scan(decay: Array, inflow: Array, start: Array, *, join: str = "add") -> Array:
+    joined, scaled = JAX[join], JAX[SCALES[join]]
+
+    def compose(first: tuple[Array, Array], then: tuple[Array, Array]) -> tuple[Array, Array]:
+        return scaled(then[0], first[0]), joined(scaled(then[0], first[1]), then[1])
+
+    inflow = inflow.at[:, 0].set(joined(inflow[:, 0], scaled(decay[:, 0], start)))
+    return jax.lax.associative_scan(compose, (decay, inflow), axis=1)[1]
 
 
 def _loop(*arrays: Array, body: Graph, carries: int, scanned: int, length: int) -> tuple[Array, ...]:

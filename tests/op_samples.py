@@ -357,6 +357,15 @@ ERRORS: tuple[ErrorSample, ...] = (
     ErrorSample("reshape", ("f32[2,3]",), {"shape": (5,)}, "cannot be reshaped"),
     ErrorSample("transpose", ("f32[2,3]",), {"permutation": (0, 0)}, "not an order"),
     ErrorSample("broadcast_to", ("f32[2,3]",), {"shape": (3,)}, "cannot be broadcast"),
+        *(
+            Sample(
+                "linear_scan",
+                f"maximum {n}",
+                (random(2, n, 3), random(2, n, 3), random(2, 3)),
+                {"join": "maximum"},
+            )
+            for n in (1, 2, 5, 8)
+        ),
     ErrorSample("concatenate", ("f32[2,3]", "f32[2,4]"), {"axis": 0}, "cannot be joined"),
     ErrorSample("concatenate", ("f32[2]",), {"axis": 1}, "has no axis 1"),
     ErrorSample("slice", ("f32[2]",), {"starts": (0,), "limits": (3,)}, "not a part of"),
@@ -389,3 +398,4 @@ ERRORS: tuple[ErrorSample, ...] = (
     ErrorSample("top_k", ("f32[2,3]",), {"k": 4}, r"4 elements cannot be chosen along the last axis"),
     ErrorSample("top_k", ("f32[past]",), {"k": 1}, "cannot be chosen"),
     ErrorSample("top_k", ("i32[3]",), {"k": 1}, "takes floats"),
+    ErrorSample("linear_scan", ("f32[2,3]", "f32[2,3]", "f32[2]"), {"join": "minimum"}, "joins its terms"),

@@ -20,7 +20,7 @@ WIDTH = 3
 KINDS = (
     "linear", "add", "multiply", "tanh", "delay", "prefix_attention", "window_attention", "window_max",
     "prefix_mean", "distance", "repeat_window", "decay", "self_history", "self_delay",
-    "running_total", "linear_attention", "outer_products", "log_attention", "two_pasts",
+    "running_total", "running_maximum", "linear_attention", "outer_products", "log_attention", "two_pasts",
 )  # fmt: skip
 steps = st.tuples(st.sampled_from(KINDS), st.integers(0, 7), st.integers(0, 7), st.integers(1, 4))
 Recipe = Sequence[tuple[str, int, int, int]]
@@ -96,6 +96,10 @@ def apply(kind: str, x: sy.Stream, y: sy.Stream, n: int, weight: sy.Stream) -> s
             total = sy.feedback(sy.zeros((WIDTH,)) - 0.5, clock)
             total.close(x * 0.2 + total)
             return total + sy.sum(sy.history(total, window=n), 0) * 0.1 + sy.delay(total, n)
+        case "running_maximum":
+            highest = sy.feedback(sy.zeros((WIDTH,)) - 1e30, clock)
+            highest.close(sy.maximum(highest + sy.tanh(x) * 0.1 - 0.2, y))
+            return highest * 0.5 + sy.tanh(highest)
         case "linear_attention":
             keys = sy.history(y, window=n)
             return sy.einsum("p,pd->d", sy.einsum("d,pd->p", x, keys), keys) * 0.1

@@ -232,7 +232,11 @@ def test_a_linear_recurrence_is_a_scan_and_any_other_a_loop():
         h = sy.feedback(sy.zeros((4,)))
         return h.close(h * h + x)
 
-    for function in (linear, total):
+    def highest(x):
+        h = sy.feedback(sy.zeros((4,)) - 1e30)
+        return h.close(sy.maximum(h + -0.5, x))
+
+    for function in (linear, total, highest):
         assert "linear_scan" in ops_of_chunk(function, 8)
         assert "loop" not in ops_of_chunk(function, 8)
     for function in (gated, squared):

@@ -5,23 +5,31 @@
     %total = add(%product, %b)                    %total = linear_scan(%a, %b, %start)
     feedback %h <- %total
 
-Must not fire where the factor or the term depend on the recurrence itself, or where anything else
-happens on the way round: such a part stays a loop.
+So is ``maximum(add(%a, %h), %b)``, as maxima and sums obey the same laws as sums and products. Must not
+fire where the factor or the term depend on the recurrence itself, or where anything else happens on the
+way round: such a part stays a loop.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
 
 from ...ir.graph import Node
-from ...ir.types import FLOATS, TensorType
+from ...ir.ops.program import SCALES
+from ...ir.types import DTYPES, FLOATS, TensorType
 from .derivation import Derivation, Key, Loop, Steps, zeros
 from .placed import Maker, Placed, align
 
 
 @dataclass(frozen=True)
 class Recurrence:
-    """total = decay * previous + inflow; without a ``product`` the factor is one."""
+    """total = decay * previous + inflow; without a ``product`` the factor is one.
+
+    ``join`` is the op of the plus, ``scale`` that of the times; ``zero`` and ``one`` change nothing there.
+    """
 
     previous: Node
     total: Node
@@ -29,12 +37,29 @@ class Recurrence:
     product: Node | None = None
     decay: Node | None = None
 
+    @property
+    def join(self) -> str:
+        return self.total.op.name
+
+    @property
+    def scale(self) -> str:
+        return SCALES[self.join]
+
+    @property
+    def zero(self) -> float:
+        limits: Any = ml_dtypes.finfo(DTYPES[self.total.tensor.dtype])
+        return 0.0 if self.join == "add" else float(limits.min)
+
+    @property
+    def one(self) -> float:
+        return 1.0 if self.scale == "multiply" else 0.0
+
 
 def find_recurrence(derivation: Derivation, members: frozenset[Node]) -> Recurrence | None:
     """The linear recurrence that a strongly connected part is, if it is one."""
     previous = next(node for node in members if node.op.name == "feedback")
     total = derivation.closing[previous]
-    if total.op.name != "add" or total not in members or previous.tensor.dtype not in FLOATS:
+    if total.op.name not in SCALES or total not in members or previous.tensor.dtype not in FLOATS:
         return None
     inside = [node for node in total.sources if node in members]
     inflow = [node for node in total.sources if node not in members]
@@ -43,7 +68,8 @@ def find_recurrence(derivation: Derivation, members: frozenset[Node]) -> Recurre
     product = inside[0]
     if product is previous:
         return Recurrence(previous, total, inflow[0]) if len(members) == 2 else None
-    if product.op.name != "multiply" or product.type != previous.type or len(members) != 3:
+    is_scaled = product.op.name == SCALES[total.op.name] and product.type == previous.type
+    if not is_scaled or len(members) != 3:
         return None
     decay = [node for node in product.sources if node is not previous]
     if len(decay) != 1:  # the square of the previous value
@@ -59,20 +85,21 @@ def make_scan(derivation: Derivation, part: Recurrence) -> Steps:
     shape, row_shape = (frame.rows, frame.size, *own), (frame.rows, *own)
     inflow = yield part.inflow, "own"
     term = make.broadcast(align(make, inflow, 2, value.rank), shape, "inflow")
-    factor = make.broadcast(make.constant(1, value.dtype), shape, "decay")
+    factor = make.broadcast(make.constant(part.one, value.dtype), shape, "decay")
     if part.decay is not None:
         decay = yield part.decay, "own"
         factor = make.broadcast(align(make, decay, 2, value.rank), shape, "decay")
-    # Padding steps by nothing: h = 1 * h + 0.
+    # Padding changes nothing: h = one * h + zero.
     valid = make.reshape(frame.valid, (*shape[:2], *(1 for _ in own)), "valid")
-    factor = make("where", valid, factor, make.constant(1, value.dtype), label="decay")
-    term = make("where", valid, term, make.constant(0, value.dtype), label="inflow")
+    factor = make("where", valid, factor, make.constant(part.one, value.dtype), label="decay")
+    term = make("where", valid, term, make.constant(part.zero, value.dtype), label="inflow")
     start = yield from _start(derivation, part.previous)
-    states = make("linear_scan", factor, term, make.reshape(start, row_shape, "start"))
+    join = {} if part.join == "add" else {"join": part.join}
+    states = make("linear_scan", factor, term, make.reshape(start, row_shape, "start"), **join)
     before = _shifted(Maker(part.previous), start, states)
     streams = {part.total: Placed(states, 2, value.shape), part.previous: Placed(before, 2, value.shape)}
     if part.product is not None:
-        product = Maker(part.product)("multiply", factor, before)
+        product = Maker(part.product)(part.scale, factor, before)
         streams[part.product] = Placed(product, 2, value.shape)
     last = make.reshape(_positions(make, states, frame.size - 1, frame.size), row_shape)
     key: Key = (part.previous, "carry")

@@ -55,7 +55,14 @@ def write_rows(x: Array, values: Array, index: Array, *, axis: int = 1) -> Array
     return result
 
 
-def _scan_type(decay: TensorType, inflow: TensorType, start: TensorType) -> TensorType:
+# Recurrences whose steps can be combined in any order, by the op that joins what flows in to what was
+# there, and the op that scales what was there: the scale distributes over the join.
+SCALES = {"add": "multiply", "maximum": "add"}
+
+
+def _scan_type(decay: TensorType, inflow: TensorType, start: TensorType, *, join: str = "add") -> TensorType:
+    if join not in SCALES:
+        raise TypeMismatch(f"a recurrence joins its terms by one of {', '.join(SCALES)}, not {join!r}")
     if decay != inflow or decay.rank < 2 or decay.dtype not in FLOATS:
         raise TypeMismatch(f"{decay} and {inflow} are not the factors and terms of one recurrence")
     if start != decay.with_shape((decay.shape[0], *decay.shape[2:])):
@@ -64,14 +71,16 @@ def _scan_type(decay: TensorType, inflow: TensorType, start: TensorType) -> Tens
 
 
 @define(_scan_type, per_element(4), kind="program")
-def linear_scan(decay: Array, inflow: Array, start: Array) -> Array:
+def linear_scan(decay: Array, inflow: Array, start: Array, *, join: str = "add") -> Array:
     """h with h[:, t] = decay[:, t] * h[:, t - 1] + inflow[:, t] for [B, n, …], and ``start`` [B, …] before
 
-    Backends may combine positions in any order, since the composition of such steps is associative.
+    With ``join`` "maximum", h[:, t] = maximum(decay[:, t] + h[:, t - 1], inflow[:, t]). Backends may
+    combine positions in any order, since the composition of such steps is associative.
     """
+    joined, scaled = (np.maximum, np.add) if join == "maximum" else (np.add, np.multiply)
     state, states = start, np.empty_like(inflow)
     for t in range(inflow.shape[1]):
-        state = decay[:, t] * state + inflow[:, t]
+        state = joined(scaled(decay[:, t], state), inflow[:, t])
         states[:, t] = state
     return states
 
