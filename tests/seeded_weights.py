@@ -11,6 +11,12 @@ import numpy as np
 
 # (pattern of the name, centre, spread): the first that fits; a spread of None depends on the shape.
 RULES: tuple[tuple[str, float, float | None], ...] = (
+    (r"\.A_log$", 0.0, 1.0),
+    (r"\.dt_bias$", -0.5, 1.0),
+    (r"\.D$", 1.0, 0.5),
+    (r"\.time_mix_\w+$", 0.5, 0.5),
+    (r"\.time_decay$", -1.0, 1.5),
+    (r"\.time_first$", 0.0, 1.0),
     (r"(embed|wte|wpe|shared)\w*(\.\w+)*\.weight$", 0.0, 0.8),
     (r"(norm|ln|LayerNorm|layernorm)\w*(\.\d+)?\.weight$", 1.0, 0.25),
     (r"\.bias$", 0.0, 0.2),

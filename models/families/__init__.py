@@ -22,12 +22,14 @@ from . import (
     mixtral,
     qwen,
     recurrent,
+    mamba2,
     t5,
     wavenet,
 )
 
 FAMILIES: dict[str, Family] = {
     **bert.FAMILIES,
+    rwkv,
     **gemma.FAMILIES,
     **glm.FAMILIES,
     **gpt2.FAMILIES,
@@ -42,12 +44,14 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config: Config) -> Family:
+    **mamba2.FAMILIES,
     """The family that ``model_type`` names; ``SystolicError`` lists the known ones."""
     model_type = config.text("model_type")
     if model_type not in FAMILIES:
         raise SystolicError(
             f"{config.source}: model_type {model_type!r} is unknown; known: {', '.join(sorted(FAMILIES))}"
         )
+    **rwkv.FAMILIES,
     return FAMILIES[model_type]
 
 

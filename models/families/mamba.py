@@ -1,19 +1,21 @@
-"""Mamba: a selective state space, whose step and whose input and output depend on the token."""
+"""Mamba: layers of a selective state space, and the same with norms inside, Falcon Mamba."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ...compiler.language import einsum, exp, feedback, parameter, split, zeros
+from ...compiler.language import mean, rsqrt
 from ...compiler.recording import scope
 from ...compiler.stream import Stream
 from ...ir.errors import SystolicError
-from ..blocks import activation, depthwise_convolution, embedding, linear, rms_norm, softplus
+from ..blocks import embedding, linear, rms_norm
 from ..family import Family
 from ..positions import UNLIMITED
-from ..spec import Size
+from ..spec import Config, Size
+from ..state_space import ChannelStates
 from ..weights import Naming
 
 
@@ -57,36 +59,53 @@ class Mamba:
         table, eps = "backbone.embeddings", self.layer_norm_epsilon
         with scope("embed"):
             x = embedding(token, table, self.vocab_size, self.hidden_size)
+        mixer = self.mixer()
         for i in range(self.num_hidden_layers):
             name = f"backbone.layers.{i}"
             with scope(f"layers.{i}"):
-                x = (x + self.mix(rms_norm(x, f"{name}.norm", eps), f"{name}.mixer")).named("x")
+                x = (x + mixer.mix(rms_norm(x, f"{name}.norm", eps), f"{name}.mixer")).named("x")
         with scope("head"):
             x = rms_norm(x, "backbone.norm_f", eps)
             head = table if self.tie_word_embeddings else "lm_head"
             return {"logits": linear(x, head, self.vocab_size).named("logits")}
 
-    def mix(self, x: Stream, name: str) -> Stream:
-        width, act = self.width, activation(self.hidden_act)
-        projected = linear(x, f"{name}.in_proj", 2 * width, bias=self.use_bias)
-        inner, gate = split(projected, [width, width])
-        convolved = depthwise_convolution(
-            inner.named("inner"), f"{name}.conv1d", self.conv_kernel, bias=self.use_conv_bias
+    def mixer(self) -> ChannelStates:
+        return ChannelStates(
+            hidden_size=self.hidden_size,
+            width=self.width,
+            state_size=self.state_size,
+            rank=self.time_step_rank or math.ceil(self.hidden_size / 16),
+            kernel=self.conv_kernel,
+            activation=self.hidden_act,
+            bias=self.use_bias,
+            convolution_bias=self.use_conv_bias,
         )
-        y = self.scan(act(convolved), name)
-        return linear(y * act(gate), f"{name}.out_proj", self.hidden_size, bias=self.use_bias)
 
-    def scan(self, x: Stream, name: str) -> Stream:
-        """y = C s + D x, where s = exp(dt A) s' + dt B x, and s' is the state before: [width]."""
-        width, size = self.width, self.state_size
-        rank = self.time_step_rank or math.ceil(self.hidden_size / 16)
-        low, enter, leave = split(linear(x, f"{name}.x_proj", rank + 2 * size), [rank, size, size])
-        dt = softplus(linear(low, f"{name}.dt_proj", width, bias=True)).named("dt")
-        rate = -exp(parameter(f"{name}.A_log", (width, size)))
-        before = feedback(zeros((width, size)))
-        state = before.close((exp(dt[:, None] * rate) * before + (dt * x)[:, None] * enter).named("state"))
-        return einsum("cn,n->c", state, leave) + parameter(f"{name}.D", (width,)) * x
+
+@dataclass(frozen=True, kw_only=True)
+class FalconMamba(Mamba):
+    """Mamba with norms, without weights, on the time step, on what enters and on what leaves."""
+
+    harmless: ClassVar[frozenset[str]] = Mamba.harmless | {"use_falcon_mambapy"}
+
+    use_bias: bool = False
+    mixer_rms_eps: float = 1e-6
+
+    def mixer(self) -> ChannelStates:
+        return replace(super().mixer(), normalise=self.normalise)
+
+    def normalise(self, x: Stream, name: str) -> Stream:
+        return x * rsqrt(mean(x * x, axis=-1, keepdims=True) + self.mixer_rms_eps)
+
+
+def without_auto(config: Config, stored: Collection[str] | None) -> Config:
+    """A config in which "auto" is what it means: the same as leaving the field out."""
+    given = {name: value for name, value in config.values.items() if value != "auto"}
+    return Config(config.source, given)
 
 
 _NAMING = Naming("backbone.", tied={"lm_head.weight": "backbone.embeddings.weight"})
-FAMILIES = {"mamba": Family(Mamba, _NAMING)}
+FAMILIES = {
+    "falcon_mamba": Family(FalconMamba, _NAMING, without_auto),
+    "mamba": Family(Mamba, _NAMING, without_auto),
+}

@@ -1,0 +1,89 @@
+"""Mamba 2: layers of a state space whose heads decay as a whole."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ...compiler.recording import scope
+from ...compiler.stream import Stream
+from ...ir.errors import SystolicError
+from ..blocks import embedding, linear, rms_norm
+from ..family import Family
+from ..positions import UNLIMITED
+from ..spec import Size
+from ..state_space import HeadStates
+from ..weights import Naming
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba2:
+    # How training began, how residuals are rounded in half precision, and how the library computes.
+    harmless: ClassVar[frozenset[str]] = frozenset({
+        "time_step_rank", "time_step_min", "time_step_max", "time_step_floor", "residual_in_fp32",
+        "rescale_prenorm_residual", "chunk_size",
+    })  # fmt: skip
+
+    vocab_size: Size = 32768
+    hidden_size: Size = 4096
+    num_heads: Size = 128
+    head_dim: Size = 64
+    state_size: Size = 128
+    num_hidden_layers: Size = 64
+    layer_norm_epsilon: float = 1e-5
+    expand: float = 2.0
+    conv_kernel: Size = 4
+    n_groups: Size = 8
+    use_bias: bool = False
+    use_conv_bias: bool = True
+    hidden_act: str = "silu"
+    time_step_limit: tuple[float, ...] = (0.0, math.inf)
+    norm_before_gate: bool = False  # older files say so; the library always gates first
+    rms_norm: bool = True
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_heads * self.head_dim != int(self.expand * self.hidden_size):
+            raise SystolicError("num_heads * head_dim is not expand * hidden_size")
+        if self.norm_before_gate or not self.rms_norm:
+            raise SystolicError("only a norm behind the gate is known: norm_before_gate false, rms_norm true")
+
+    @property
+    def context_length(self) -> int:
+        return UNLIMITED
+
+    def step(self, token: Stream) -> dict[str, Stream]:
+        """i32[] -> {"logits": f32[V]}"""
+        table, eps = "backbone.embeddings", self.layer_norm_epsilon
+        with scope("embed"):
+            x = embedding(token, table, self.vocab_size, self.hidden_size)
+        mixer = self.mixer()
+        for i in range(self.num_hidden_layers):
+            name = f"backbone.layers.{i}"
+            with scope(f"layers.{i}"):
+                x = (x + mixer.mix(rms_norm(x, f"{name}.norm", eps), f"{name}.mixer")).named("x")
+        with scope("head"):
+            x = rms_norm(x, "backbone.norm_f", eps)
+            head = table if self.tie_word_embeddings else "lm_head"
+            return {"logits": linear(x, head, self.vocab_size).named("logits")}
+
+    def mixer(self) -> HeadStates:
+        return HeadStates(
+            hidden_size=self.hidden_size,
+            heads=self.num_heads,
+            head_size=self.head_dim,
+            groups=self.n_groups,
+            state_size=self.state_size,
+            kernel=self.conv_kernel,
+            eps=self.layer_norm_epsilon,
+            activation=self.hidden_act,
+            bias=self.use_bias,
+            output_bias=self.use_bias,
+            convolution_bias=self.use_conv_bias,
+            time_step_limit=self.time_step_limit,
+        )
+
+
+_NAMING = Naming("backbone.", tied={"lm_head.weight": "backbone.embeddings.weight"})
+FAMILIES = {"mamba2": Family(Mamba2, _NAMING)}
