@@ -1,4 +1,4 @@
-"""Selective state spaces, the mixers of Mamba and Mamba 2: what decays, enters and leaves depends on the token."""
+"""Selective state spaces, the mixers of Mamba and Mamba 2: what decays, enters and leaves is up to the token."""
 
 from __future__ import annotations
 

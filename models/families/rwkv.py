@@ -1,4 +1,4 @@
-"""RWKV (version 4): each channel is a mean of all values so far, weighted by keys that fade with their age."""
+"""RWKV (version 4): each channel is a mean of all values so far, weighted by keys that fade with age."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from ...compiler.recording import scope
 from ...compiler.stream import Stream
 from ..blocks import embedding, layer_norm, linear, relu_squared
 from ..family import Family
-from ..positions import UNLIMITED
 from ..spec import Size
 from ..weights import Naming
 
