@@ -1,11 +1,29 @@
-"""Positions that are added to the token's embedding: learned, or sines and cosines."""
+"""Positions that are added to the token's embedding (learned, or sines and cosines), and distances that
+are added to the scores of attention."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from ..compiler.language import concatenate, cos, parameter, position, sin, take
+from ..compiler.language import (
+    absolute,
+    concatenate,
+    constant,
+    cos,
+    history,
+    minimum,
+    parameter,
+    position,
+    sin,
+    sum,
+    take,
+    transpose,
+    whole,
+)
 from ..compiler.stream import Stream
+from ..ir.types import MAIN
 
 UNLIMITED = 2**31 - 1  # the context of a model that has no positions: they are counted in i32
 
@@ -21,3 +39,40 @@ def sinusoidal_positions(width: int, *, base: float = 10000.0) -> Stream:
     frequencies = (base ** (-np.arange(0, width, 2) / width)).astype(np.float32)
     angles = position().cast("f32") * frequencies
     return concatenate([sin(angles), cos(angles)[: width // 2]])
+
+
+def learned_positions_of_text(name: str, count: int, width: int, token: Stream, padding: int) -> Stream:
+    """Row ``padding`` + n of the table ``name``.weight [count, width] for the n-th token (from 1) that is
+    not the token ``padding``, and row ``padding`` for that one: f32[width]."""
+    is_text = (token != padding).cast("i32")
+    row = sum(history(is_text), axis=0) * is_text + padding
+    return take(parameter(f"{name}.weight", (count, width)), row)
+
+
+def gains_of_buckets(name: str, shape: tuple[int, int], buckets: Stream) -> Stream:
+    """What each head's scores gain by the bucket of each position that is read, from the table
+    ``name``.weight [buckets, H]: [H, 1, positions]."""
+    gains = take(parameter(f"{name}.weight", shape), buckets)
+    return transpose(gains)[:, None].named("distances")
+
+
+def two_sided_buckets(count: int, farthest: int, clock: str = MAIN) -> Stream:
+    """The bucket of each position of the whole text: what is ahead has the second half of ``count``."""
+    half = count // 2
+    ahead = whole(position(clock)) - position(clock)
+    return buckets_of(absolute(ahead), half, farthest) + (ahead > 0).cast("i32") * half
+
+
+def buckets_of(distance: Stream, count: int, farthest: int) -> Stream:
+    """Which of ``count`` buckets holds a distance: all alike from ``farthest`` on."""
+    return take(constant(bucket_of_distances(count, farthest)), minimum(distance, farthest))
+
+
+def bucket_of_distances(count: int, farthest: int) -> np.ndarray:
+    """For each distance up to ``farthest`` its bucket, i32[farthest + 1]: half of the buckets hold one
+    distance each, the others grow like the logarithm."""
+    exact = count // 2
+    distance = np.arange(farthest + 1, dtype=np.float32)
+    growth = np.log(np.maximum(distance, 1) / np.float32(exact)) / np.float32(math.log(farthest / exact))
+    far = exact + (growth * np.float32(count - exact)).astype(np.int32)
+    return np.where(distance < exact, distance, np.minimum(far, count - 1)).astype(np.int32)

@@ -10,6 +10,7 @@ when decoding with the library's cache chooses what recomputing everything does;
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import tempfile
@@ -75,6 +76,30 @@ def decoder_outputs(model, ids: np.ndarray, recompute: bool) -> dict[str, np.nda
     return {"ids": ids, "logits": logits.numpy(), "greedy": np.array(tokens[len(ids) :])}
 
 
+def encoder_outputs(model, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """What a model that reads a whole text yields, under our names; of each position the last KEPT."""
+    outputs, inputs = {"ids": ids}, {"input_ids": torch.tensor(ids[None])}
+    types = getattr(model.config, "type_vocab_size", 0)
+    if "token_type_ids" in inspect.signature(model.forward).parameters and types:
+        outputs["token_type_ids"] = np.arange(len(ids)) * types // len(ids)
+        inputs["token_type_ids"] = torch.tensor(outputs["token_type_ids"][None])
+    result = {**model(**inputs), **model.base_model(**inputs)}  # without the heads, and with them
+    is_electra = type(model).__name__ == "ElectraForPreTraining"
+    for name, theirs in (
+        ("last_hidden", "last_hidden_state"),
+        ("pooled", "pooler_output"),
+        ("mlm_logits", "prediction_logits"),
+        ("replaced_logits" if is_electra else "mlm_logits", "logits"),
+        ("nsp_logits", "seq_relationship_logits"),
+        ("sop_logits", "sop_logits"),
+    ):
+        if result.get(theirs) is not None:
+            outputs[name] = result[theirs][0].numpy()
+            if len(outputs[name]) == len(ids):
+                outputs[name] = outputs[name][-KEPT:]
+    return outputs
+
+
 def greedy(model, ids: np.ndarray, **inputs) -> list[int]:
     settings = transformers.GenerationConfig(max_new_tokens=NEW, do_sample=False, pad_token_id=0)
     return model.generate(torch.tensor(ids[None]), generation_config=settings, **inputs)[0].tolist()
@@ -88,11 +113,15 @@ def record(case: Path) -> None:
         model = loaded(case, config, seed, shapes)
         ids = seeded_ids(PROMPT, config.vocab_size, seed)
         with torch.no_grad():
-            outputs = decoder_outputs(model, ids, options.get("recompute", False))
+            outputs = (
+                decoder_outputs(model, ids, options.get("recompute", False))
+                if model.can_generate()
+                else encoder_outputs(model, ids)
+            )
         if outputs is not None:
             (case / "tensors.json").write_text(json.dumps(shapes, indent=0) + "\n")
             np.savez_compressed(case / "outputs.npz", seed=np.array(seed), **outputs)
-            print(f"{case.name}: seed {seed}, greedy {outputs['greedy'].tolist()}")
+            print(f"{case.name}: seed {seed}, {outputs['greedy'].tolist() if 'greedy' in outputs else ''}")
             return
     raise SystemExit(f"{case.name}: no seed of {SEEDS} keeps its choices apart")
 

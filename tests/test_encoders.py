@@ -144,7 +144,7 @@ def test_an_untied_head_has_a_weight_of_its_own():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"is_decoder": True}, r"config\.json: is_decoder is true, but BERT is built as an encoder"),
+        ({"is_decoder": True}, r"config\.json: is_decoder is true, but Bert is built as an encoder"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key' is not"),
         ({"architectures": ["BertForQuestionAnswering"]}, "'BertForQuestionAnswering' is unknown; known: Be"),
         ({"num_attention_heads": 3}, "hidden_size is not a multiple of num_attention_heads"),

@@ -11,17 +11,29 @@ import pytest
 from safetensors.numpy import save_file
 from seeded_weights import seeded_tensor
 
+import systolic as sy
 from systolic.models.load import load
 from systolic.runner.executable import compile
 
 RECORDED = Path(__file__).parent / "recorded"
-CASES = sorted(folder.name for folder in RECORDED.iterdir())
+CASES = {folder.name: np.load(folder / "outputs.npz").files for folder in sorted(RECORDED.iterdir())}
+ENCODERS = [name for name, recorded in CASES.items() if "last_hidden" in recorded]
+DECODERS = [name for name in CASES if name not in ENCODERS]
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=DECODERS)
 def case(request, tmp_path_factory):
+    return checkpoint(request.param, tmp_path_factory)
+
+
+@pytest.fixture(scope="module", params=ENCODERS)
+def encoder(request, tmp_path_factory):
+    return checkpoint(request.param, tmp_path_factory)
+
+
+def checkpoint(name, tmp_path_factory):
     """The checkpoint of a case, loaded, and what was recorded of it."""
-    recorded, folder = RECORDED / request.param, tmp_path_factory.mktemp(request.param)
+    recorded, folder = RECORDED / name, tmp_path_factory.mktemp(name)
     outputs = np.load(recorded / "outputs.npz")
     shapes = json.loads((recorded / "tensors.json").read_text())
     shutil.copy(recorded / "config.json", folder)
@@ -40,3 +52,20 @@ def test_a_model_says_what_was_recorded(case, backend):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
     reply = executable.generate(recorded["ids"].tolist(), max_new_tokens=16, ignore_eos=True)
     assert reply == recorded["greedy"].tolist()
+
+
+@pytest.mark.parametrize("backend", ["numpy", "xla"])
+def test_an_encoder_yields_what_was_recorded(encoder, backend):
+    model, recorded = encoder
+    executable = compile(model, backend=backend, capacity=32)
+    types = {"token_type_ids": recorded["token_type_ids"].tolist()} if "token_type_ids" in recorded else {}
+    assert set(model.graph.outputs) == set(recorded.files) - {"ids", "seed", "token_type_ids"}
+    for name in model.graph.outputs:
+        got, want = executable.encode(recorded["ids"].tolist(), output=name, **types), recorded[name]
+        got = got[-len(want) :] if len(got) == len(recorded["ids"]) else got
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
+
+
+def test_no_encoder_can_be_decoded(encoder):
+    with pytest.raises(sy.CausalityError, match=r"= whole"):
+        compile(encoder[0], backend="numpy", capacity=32).generate([4, 5])

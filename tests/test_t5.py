@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 import systolic as sy
 from systolic.ir.interpret import interpret
 from systolic.models.families import build
-from systolic.models.families.t5 import bucket_of_distances
 from systolic.models.load import load
+from systolic.models.positions import bucket_of_distances
 from systolic.models.spec import Config, read_config
 
 SMALL = {

@@ -13,45 +13,79 @@ from ...ir.graph import Graph
 from ..family import Family, LanguageModel
 from ..spec import Config
 from . import (
+    albert,
     bert,
+    bloom,
+    deepseek,
+    distilbert,
+    falcon,
     gemma,
     glm,
     gpt2,
+    gpt_neo,
+    gpt_neox,
+    gptj,
     llama,
     mamba,
+    mamba2,
     mixtral,
+    modernbert,
+    mpnet,
+    mpt,
+    nomic_bert,
+    opt,
+    phi,
+    phi3,
     qwen,
     recurrent,
-    mamba2,
+    rwkv,
+    stablelm,
+    starcoder2,
     t5,
     wavenet,
 )
 
 FAMILIES: dict[str, Family] = {
+    **albert.FAMILIES,
     **bert.FAMILIES,
-    rwkv,
+    **bloom.FAMILIES,
+    **deepseek.FAMILIES,
+    **distilbert.FAMILIES,
+    **falcon.FAMILIES,
     **gemma.FAMILIES,
     **glm.FAMILIES,
     **gpt2.FAMILIES,
+    **gpt_neo.FAMILIES,
+    **gpt_neox.FAMILIES,
+    **gptj.FAMILIES,
     **llama.FAMILIES,
     **mamba.FAMILIES,
+    **mamba2.FAMILIES,
     **mixtral.FAMILIES,
+    **modernbert.FAMILIES,
+    **mpnet.FAMILIES,
+    **mpt.FAMILIES,
+    **nomic_bert.FAMILIES,
+    **opt.FAMILIES,
+    **phi.FAMILIES,
+    **phi3.FAMILIES,
     **qwen.FAMILIES,
     **recurrent.FAMILIES,
+    **rwkv.FAMILIES,
+    **stablelm.FAMILIES,
+    **starcoder2.FAMILIES,
     **t5.FAMILIES,
     **wavenet.FAMILIES,
 }
 
 
 def family_of(config: Config) -> Family:
-    **mamba2.FAMILIES,
     """The family that ``model_type`` names; ``SystolicError`` lists the known ones."""
     model_type = config.text("model_type")
     if model_type not in FAMILIES:
         raise SystolicError(
             f"{config.source}: model_type {model_type!r} is unknown; known: {', '.join(sorted(FAMILIES))}"
         )
-    **rwkv.FAMILIES,
     return FAMILIES[model_type]
 
 

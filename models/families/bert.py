@@ -1,115 +1,143 @@
-"""BERT: every position sees the whole text; norms behind each residual sum."""
+"""BERT, and RoBERTa and ELECTRA behind it: norms behind each residual sum."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
-from ...compiler.language import parameter, tanh
 from ...compiler.recording import scope
 from ...compiler.stream import Stream
-from ...ir.errors import SystolicError
-from ..blocks import activation, at_position, embedding, layer_norm, linear, mlp, two_sided_attention
-from ..encoder import heads_of
+from ..blocks import activation, linear
+from ..encoder import PLAIN, POOLED, Heads, PredictionNames, TypedEncoder
 from ..family import Family
-from ..positions import learned_positions
+from ..positions import learned_positions_of_text
 from ..spec import Size
 from ..weights import Naming
 
+_POOLER = r"pooler\.dense\.\w+"
+_POSITIONS = (r"embeddings\.position_ids", r"embeddings\.token_type_ids")
+
 
 @dataclass(frozen=True, kw_only=True)
-class Bert:
-    architectures: tuple[str, ...] | None = None
-    vocab_size: Size
-    hidden_size: Size
-    num_hidden_layers: Size
-    num_attention_heads: Size
-    intermediate_size: Size
-    hidden_act: str = "gelu"
-    max_position_embeddings: Size = 512
-    type_vocab_size: Size = 2
-    layer_norm_eps: float = 1e-12
-    position_embedding_type: str = "absolute"
-    is_decoder: bool = False
-    tie_word_embeddings: bool = True
+class Bert(TypedEncoder):
+    family: ClassVar[str] = "Bert"
+    prefix: ClassVar[str] = "bert"
+    table: ClassVar[str] = "bert.embeddings.word_embeddings"
+    heads: ClassVar[Heads] = {
+        **POOLED,
+        "ForPreTraining": ("pooled", "mlm_logits", "nsp_logits"),
+        "ForNextSentencePrediction": ("pooled", "nsp_logits"),
+    }
+    predictions: ClassVar[PredictionNames] = PredictionNames(
+        "cls.predictions.transform.dense",
+        "cls.predictions.transform.LayerNorm",
+        "cls.predictions.decoder",
+        "cls.predictions.bias",
+    )
 
-    def __post_init__(self) -> None:
-        if self.hidden_size % self.num_attention_heads:
-            raise SystolicError("hidden_size is not a multiple of num_attention_heads")
-        if self.position_embedding_type != "absolute":
-            raise SystolicError(f"position_embedding_type {self.position_embedding_type!r} is not supported")
-        if self.is_decoder:
-            raise SystolicError("is_decoder is true, but BERT is built as an encoder only")
+    vocab_size: Size = 30522
+
+    @property
+    def prediction_act(self) -> str:
+        return self.hidden_act
+
+    def classify(self, pooled: Stream) -> Stream:
+        return linear(pooled, "cls.seq_relationship", 2, bias=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roberta(TypedEncoder):
+    """Positions count the tokens that are no padding, from behind the number of the padding token."""
+
+    family: ClassVar[str] = "Roberta"
+    prefix: ClassVar[str] = "roberta"
+    table: ClassVar[str] = "roberta.embeddings.word_embeddings"
+    heads: ClassVar[Heads] = POOLED
+    predictions: ClassVar[PredictionNames] = PredictionNames(
+        "lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias"
+    )
+
+    vocab_size: Size = 50265
+    pad_token_id: int = 1
 
     @property
     def context_length(self) -> int:
-        return self.max_position_embeddings
+        return self.max_position_embeddings - self.pad_token_id - 1
 
-    def step(self, token: Stream, token_type_ids: Stream) -> dict[str, Stream]:
-        """i32[], i32[] -> {"last_hidden": f32[D]} and what the heads yield: ``pooled`` f32[D],
-        ``mlm_logits`` f32[V], ``nsp_logits`` f32[2]"""
+    def places(self, token: Stream) -> Stream:
+        table, count = f"{self.prefix}.embeddings.position_embeddings", self.max_position_embeddings
+        return learned_positions_of_text(table, count, self.hidden_size, token, self.pad_token_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class XlmRoberta(Roberta):
+    family: ClassVar[str] = "XLMRoberta"
+
+    vocab_size: Size = 30522
+
+
+@dataclass(frozen=True, kw_only=True)
+class Camembert(XlmRoberta):
+    family: ClassVar[str] = "Camembert"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Electra(TypedEncoder):
+    """Embeddings of another width; one class tells which tokens were replaced."""
+
+    family: ClassVar[str] = "Electra"
+    prefix: ClassVar[str] = "electra"
+    table: ClassVar[str] = "electra.embeddings.word_embeddings"
+    heads: ClassVar[Heads] = {**PLAIN, "ForPreTraining": ("replaced_logits",)}
+    predictions: ClassVar[PredictionNames] = PredictionNames(
+        "generator_predictions.dense",
+        "generator_predictions.LayerNorm",
+        "generator_lm_head",
+        "generator_lm_head.bias",
+    )
+    harmless: ClassVar[frozenset[str]] = frozenset({"summary_last_dropout"})
+
+    vocab_size: Size = 30522
+    embedding_size: Size = 128
+    hidden_size: Size = 256
+    num_attention_heads: Size = 4
+    intermediate_size: Size = 1024
+
+    @property
+    def embedding_width(self) -> int:
+        return self.embedding_size
+
+    @property
+    def prediction_width(self) -> int:
+        return self.embedding_size
+
+    def outputs(self, x: Stream) -> dict[str, Stream]:
         with scope("embed"):
-            x = self.embed(token, token_type_ids)
-        for i in range(self.num_hidden_layers):
-            with scope(f"layers.{i}"):
-                x = self.layer(x, f"bert.encoder.layer.{i}")
-        outputs, heads = {"last_hidden": x}, heads_of(self.architectures, "Bert")
-        with scope("head"):
-            if "pooler" in heads:
-                pooled = tanh(linear(at_position(x, 0), "bert.pooler.dense", self.hidden_size, bias=True))
-                outputs["pooled"] = pooled.named("pooled")
-            if "tokens" in heads:
-                outputs["mlm_logits"] = self.predict(x).named("mlm_logits")
-            if "next_sentence" in heads:
-                logits = linear(outputs["pooled"], "cls.seq_relationship", 2, bias=True)
-                outputs["nsp_logits"] = logits.named("nsp_logits")
-        return outputs
+            if self.embedding_size != self.hidden_size:
+                x = linear(x, "electra.embeddings_project", self.hidden_size, bias=True)
+        return super().outputs(x)
 
-    def embed(self, token: Stream, token_type: Stream) -> Stream:
-        name, width = "bert.embeddings", self.hidden_size
-        words = embedding(token, f"{name}.word_embeddings", self.vocab_size, width)
-        types = embedding(token_type, f"{name}.token_type_embeddings", self.type_vocab_size, width)
-        places = learned_positions(f"{name}.position_embeddings", self.max_position_embeddings, width)
-        return self.norm(words + types + places, name)
-
-    def norm(self, x: Stream, name: str) -> Stream:
-        return layer_norm(x, f"{name}.LayerNorm", self.layer_norm_eps)
-
-    def layer(self, x: Stream, name: str) -> Stream:
-        with scope("attn"):
-            mixed = self.attend(x, f"{name}.attention.self")
-            branch = linear(mixed, f"{name}.attention.output.dense", self.hidden_size, bias=True)
-            x = self.norm(x + branch, f"{name}.attention.output").named("x")
-        with scope("mlp"):
-            up, down = f"{name}.intermediate.dense", f"{name}.output.dense"
-            branch = mlp(x, up, down, self.intermediate_size, self.hidden_act)
-            return self.norm(x + branch, f"{name}.output").named("x")
-
-    def attend(self, x: Stream, name: str) -> Stream:
-        heads, size = self.num_attention_heads, self.hidden_size // self.num_attention_heads
-        q, k, v = (
-            linear(x, f"{name}.{part}", self.hidden_size, bias=True).reshape(heads, size)
-            for part in ("query", "key", "value")
+    def head(self, name: str, outputs: Mapping[str, Stream]) -> Stream:
+        if name != "replaced_logits":
+            return super().head(name, outputs)
+        hidden = linear(
+            outputs["last_hidden"], "discriminator_predictions.dense", self.hidden_size, bias=True
         )
-        mixed = two_sided_attention(q[:, None], k, v, scale=size**-0.5)
-        return mixed.reshape(self.hidden_size)
-
-    def predict(self, x: Stream) -> Stream:
-        """A logit for each token that could be at this position: [V]."""
-        name = "cls.predictions"
-        hidden = linear(x, f"{name}.transform.dense", self.hidden_size, bias=True)
-        hidden = self.norm(activation(self.hidden_act)(hidden), f"{name}.transform")
-        tied = self.tie_word_embeddings
-        table = "bert.embeddings.word_embeddings" if tied else f"{name}.decoder"
-        return linear(hidden, table, self.vocab_size) + parameter(f"{name}.bias", (self.vocab_size,))
+        hidden = activation(self.hidden_act)(hidden)
+        return linear(hidden, "discriminator_predictions.dense_prediction", 1, bias=True).reshape(())
 
 
-_NAMING = Naming(
-    "bert.",
-    (r"embeddings\.position_ids",),
-    (r"bert\.pooler\.dense\.\w+", r"cls\.predictions\.[\w.]+", r"cls\.seq_relationship\.\w+"),
-    {
-        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-        "cls.predictions.decoder.bias": "cls.predictions.bias",
-    },
-)
-FAMILIES = {"bert": Family(Bert, _NAMING)}
+def _naming(model: type[TypedEncoder], *unused: str) -> Naming:
+    names = model.predictions
+    return Naming(f"{model.prefix}.", _POSITIONS, (*names.unused, *unused), names.tied(model.table))
+
+
+_OF_ELECTRA = (r"discriminator_predictions\.dense(_prediction)?\.\w+",)
+FAMILIES = {
+    "bert": Family(Bert, _naming(Bert, _POOLER, r"cls\.seq_relationship\.\w+")),
+    "camembert": Family(Camembert, _naming(Camembert, _POOLER)),
+    "electra": Family(Electra, _naming(Electra, *_OF_ELECTRA)),
+    "roberta": Family(Roberta, _naming(Roberta, _POOLER)),
+    "xlm-roberta": Family(XlmRoberta, _naming(XlmRoberta, _POOLER)),
+}

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import numpy as np
-
-from ...compiler.language import (
-    absolute,
-    constant,
-    einsum,
-    history,
-    minimum,
-    parameter,
-    position,
-    take,
-    transpose,
-    whole,
-)
+from ...compiler.language import einsum, history, parameter, position, whole
 from ...compiler.recording import scope
 from ...compiler.stream import Stream
 from ...ir.errors import SystolicError
 from ..blocks import activation, attention, embedding, linear, mix, mlp, rms_norm, two_sided_attention
 from ..family import Family
-from ..positions import UNLIMITED
+from ..positions import UNLIMITED, buckets_of, gains_of_buckets, two_sided_buckets
 from ..spec import Config, Size
 from ..weights import Naming
 
@@ -176,26 +162,18 @@ class T5:
 
     def distances(self, name: str) -> Stream:
         """What the scores of the past gain by its distance: [H, 1, past]."""
+        count, farthest = self.relative_attention_num_buckets, self.relative_attention_max_distance
         now = position("target")
-        buckets = self.bucket(now - history(now), self.relative_attention_num_buckets)
-        return self.table(name, buckets)
+        return self.table(name, buckets_of(now - history(now), count, farthest))
 
     def two_sided_distances(self, name: str) -> Stream:
         """The same for the whole source; what is ahead has the second half of the table: [H, 1, whole]."""
-        half = self.relative_attention_num_buckets // 2
-        ahead = whole(position("source")) - position("source")
-        buckets = self.bucket(absolute(ahead), half) + (ahead > 0).cast("i32") * half
-        return self.table(name, buckets)
+        count, farthest = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        return self.table(name, two_sided_buckets(count, farthest, "source"))
 
     def table(self, name: str, buckets: Stream) -> Stream:
         shape = (self.relative_attention_num_buckets, self.num_heads)
-        gains = take(parameter(f"{name}.relative_attention_bias.weight", shape), buckets)
-        return transpose(gains)[:, None].named("distances")
-
-    def bucket(self, distance: Stream, count: int) -> Stream:
-        """Which of ``count`` buckets holds a distance: all alike from the largest on."""
-        farthest = self.relative_attention_max_distance
-        return take(constant(bucket_of_distances(count, farthest)), minimum(distance, farthest))
+        return gains_of_buckets(f"{name}.relative_attention_bias", shape, buckets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,16 +197,6 @@ class Umt5(T5):
 
     def has_table(self, i: int) -> bool:
         return True
-
-
-def bucket_of_distances(count: int, farthest: int) -> np.ndarray:
-    """For each distance up to ``farthest`` its bucket, i32[farthest + 1]: half of the buckets hold one
-    distance each, the others grow like the logarithm."""
-    exact = count // 2
-    distance = np.arange(farthest + 1, dtype=np.float32)
-    growth = np.log(np.maximum(distance, 1) / np.float32(exact)) / np.float32(math.log(farthest / exact))
-    far = exact + (growth * np.float32(count - exact)).astype(np.int32)
-    return np.where(distance < exact, distance, np.minimum(far, count - 1)).astype(np.int32)
 
 
 def with_head_of_file(config: Config, stored: Collection[str] | None) -> Config:
