@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from random_graphs import build, draw_parameters, recipes
 
 import systolic as sy
+from systolic.compiler.derive import choose_states, derive_chunk
+from systolic.compiler.derive.forms import choose_forms, derive_cheapest, latent_form
 from systolic.compiler.passes.fold_constants import fold_constants
+from systolic.compiler.passes.reassociate import reassociate
 from systolic.compiler.passes.share import share
 from systolic.compiler.passes.simplify import simplify
 from systolic.compiler.pipeline import PASSES, run_passes
@@ -82,6 +85,81 @@ def test_share_leaves_feedbacks_and_different_parameters():
     shared = share(graph)
     assert ops(shared).count("feedback") == 2
     assert ops(shared).count("history") == 2
+
+
+# ---- reassociation ----
+
+
+def latent_attention(x, *, rank=4, heads=3, size=8, width=6, window=None):
+    """Keys joined from a projection of a latent and a part that all heads share; values projected, too."""
+    latent = sy.parameter("down", (rank, width)) @ x
+    shared = sy.parameter("turned", (2, width)) @ x
+    kv = (sy.parameter("up", (heads * 2 * size, rank)) @ latent).reshape(heads, 2 * size)
+    k, v = sy.split(kv, [size, size])
+    k = sy.concatenate([k, sy.broadcast_to(shared, (heads, 2))], axis=-1)
+    q = (sy.parameter("query", (heads * (size + 2), width)) @ x).reshape(heads, size + 2)
+    scores = sy.einsum("hd,phd->hp", q, sy.history(k, window))
+    return sy.einsum("hp,phe->he", sy.softmax(scores), sy.history(v, window))
+
+
+def stored(graph):
+    return {str(node.tensor) for node in choose_states(graph).histories}
+
+
+def test_reassociate(golden):
+    graph = sy.trace(lambda x: latent_attention(x), x="f32[6]")
+    golden("reassociate", printed(graph) + "\n\n→\n\n" + printed(latent_form(graph)))
+    assert stored(graph) == {"f32[3,10]", "f32[3,8]"}
+    assert stored(latent_form(graph)) == {"f32[4]", "f32[2]"}
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_reassociation_changes_no_value(window):
+    graph = sy.trace(lambda x: latent_attention(x, window=window), x="f32[6]")
+    assert latent_form(graph) is not None
+    run_passes(graph, (reassociate, simplify, share), check=True)
+
+
+def test_reassociation_needs_an_operand_that_is_smaller_and_cheaper_to_read():
+    as_large = sy.trace(lambda x: latent_attention(x, rank=24), x="f32[6]")
+    assert latent_form(as_large) is None
+
+    def values_of_wide_heads(x):  # smaller to keep, but each head would have to read all of it
+        v = (sy.parameter("v", (64 * 7, 420)) @ x).reshape(64, 7)
+        p = sy.softmax(sy.einsum("h,ph->hp", sy.parameter("q", (64, 420)) @ x, sy.history(x[:64])))
+        return sy.einsum("hp,phe->he", p, sy.history(v))
+
+    assert latent_form(sy.trace(values_of_wide_heads, x="f32[420]")) is None
+
+
+def test_reassociation_leaves_what_is_not_linear_or_repeats_into_the_result():
+    def turned(x):
+        k = sy.tanh(sy.parameter("k", (30, 2)) @ (sy.parameter("down", (2, 6)) @ x))
+        return sy.sum(sy.einsum("d,pd->p", sy.parameter("q", (30, 6)) @ x, sy.history(k)))
+
+    def repeated(x):
+        v = sy.broadcast_to(sy.parameter("down", (2, 6)) @ x, (9, 2))
+        return sy.einsum("p,phe->he", sy.softmax(sy.history(x[0])), sy.history(v))
+
+    assert latent_form(sy.trace(turned, x="f32[6]")) is None
+    assert latent_form(sy.trace(repeated, x="f32[6]")) is None
+
+
+def test_long_chunks_project_the_past_and_steps_read_the_latent_from_the_same_states():
+    graph = sy.trace(lambda x: latent_attention(x, rank=32, heads=4, size=16, width=99), x="f32[99]")
+    forms = choose_forms(graph)
+
+    def program(chunk):
+        return derive_cheapest(
+            forms,
+            lambda g, plan: derive_chunk(g, plan, rows=1, chunk=chunk, capacity=256, reserve=128, last=False),
+        )
+
+    def projects_the_past(program):
+        return any("@past" in node.name for node in program.graph if node.op.name == "contraction")
+
+    assert [projects_the_past(program(chunk)) for chunk in (1, 128)] == [False, True]
+    assert program(1).states == program(128).states
 
 
 @settings(max_examples=30, deadline=None)

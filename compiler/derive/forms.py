@@ -9,7 +9,7 @@ with the second, which needs less, and both keep the same.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...ir.graph import Graph
 from ..measures import program_operations
@@ -43,8 +43,11 @@ def choose_forms(graph: Graph, strategy: str = "auto") -> tuple[Form, ...]:
     if latent is None:
         return (Form(graph, choose_states(graph, strategy)),)
     plan = choose_states(latent)
-    keep = {node.name for node in plan.histories}
-    return Form(latent, plan), Form(graph, choose_states(graph, keep=keep))
+    written = choose_states(graph, keep={node.name for node in plan.histories})
+    # The graph as written tells what is read through the streams that are kept.
+    reasons = {node.name: reason for node, reason in written.reasons.items()}
+    plan = replace(plan, reasons={node: reasons[node.name] for node in plan.histories})
+    return Form(latent, plan), Form(graph, written)
 
 
 def derive_cheapest(forms: tuple[Form, ...], derive: Derive) -> Program:

@@ -92,7 +92,8 @@ def choose_states(graph: Graph, strategy: str = "auto", *, keep: Collection[str]
             source = node.sources[0]
             tails[source] = max(tails.get(source, 0), node.params["steps"])
     carries = tuple(node for node, _ in graph.feedback if node.clock == clock)
-    reasons = {node: _explain(node, served, strategy) for node in kept}
+    had = "recomputed from" if keep is None else "read through"
+    reasons = {node: _explain(node, served, strategy, had) for node in kept}
     return StatePlan(strategy, clock, kept, layouts, tails, carries, constants, reasons)
 
 
@@ -208,7 +209,7 @@ def _connect(network: nx.DiGraph, start: object, end: object, cost: float) -> No
         network.add_edge(start, end, capacity=int(cost * _UNITS) + (1 if start == "source" else 0))
 
 
-def _explain(node: Node, served: Mapping[Node, tuple[Node, ...]], strategy: str) -> str:
+def _explain(node: Node, served: Mapping[Node, tuple[Node, ...]], strategy: str, had: str) -> str:
     readers = [h for h, stored in served.items() if node in stored]
     sources = list(dict.fromkeys(h.sources[0].name for h in readers))
     window = "prefix" if any(_dimension(h).window is None for h in readers) else "window"
@@ -219,4 +220,4 @@ def _explain(node: Node, served: Mapping[Node, tuple[Node, ...]], strategy: str)
         bytes_ = f"{node.tensor.bytes:,} bytes per position"
         return f"read through a {window}; {bytes_}, and no stream before it is cheaper to keep"
     total = sum(h.sources[0].tensor.bytes for h in readers)
-    return f"{', '.join(sources)} recomputed from it: {kept:,} bytes per position instead of {total:,}"
+    return f"{', '.join(sources)} {had} it: {kept:,} bytes per position instead of {total:,}"
