@@ -55,6 +55,21 @@ class Batch:
         """How many positions a row can hold."""
         return self._executable.options.capacity
 
+    def prepare(self) -> None:
+        """Makes every program that reading and moving rows can need."""
+        programs, options = self._executable.programs, self._executable.options
+        for size in options.chunks:
+            programs.chunk(size, self._room)
+        if self._source is not None:
+            programs.source(self._room)
+        for size in options.score_lengths if programs.states_of(BY_POSITION) else ():
+            programs.take(size)
+            programs.put(size)
+        for name, kinds in _GROUPS.items():
+            if programs.states_of(kinds, self._room):
+                programs.save(name, kinds, self._room)
+                programs.restore(name, kinds, self._room)
+
     # ---- reading ----
 
     def begin(self, row: int, source: Sequence[int] = ()) -> None:
