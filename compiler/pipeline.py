@@ -52,10 +52,14 @@ def run_passes(graph: Graph, passes: tuple[Pass, ...] = PASSES, *, check: bool =
         verify(after, "traced")
         if check:
             _check_values(change.__name__, before, after)
-        names_before, names_after = set(before.by_name), set(after.by_name)
-        added, removed = len(names_after - names_before), len(names_before - names_after)
-        stages.append(Stage(change.__name__, after, seconds, added, removed))
+        stages.append(stage_between(change.__name__, before, after, seconds))
     return tuple(stages)
+
+
+def stage_between(name: str, before: Graph, after: Graph, seconds: float) -> Stage:
+    """What made ``after`` of ``before``, with the streams counted that came and went."""
+    names_before, names_after = set(before.by_name), set(after.by_name)
+    return Stage(name, after, seconds, len(names_after - names_before), len(names_before - names_after))
 
 
 def _check_values(name: str, before: Graph, after: Graph, steps: int = 5) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import cached_property
 
-from ..compiler.pipeline import Stage, run_passes
+from ..compiler.derive import latent_form
+from ..compiler.pipeline import Stage, run_passes, stage_between
 from ..compiler.program import Program, State
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph
@@ -20,13 +22,12 @@ class Stages:
     """What can be shown of a model; ``chunk`` is the length that the user asked for, if any."""
 
     def __init__(self, model: Model, options: Options, chunk: int | None) -> None:
-        self.passes: dict[str, Stage] = {stage.name: stage for stage in run_passes(model.graph)}
+        stages = run_passes(model.graph)
+        self.last_pass = stages[-1].name  # programs are derived from it
+        self.passes: dict[str, Stage] = {stage.name: stage for stage in stages}
+        self.passes |= _other_form(stages[-1].graph)
         self.options = options
         self._chunk = chunk
-
-    @property
-    def last_pass(self) -> str:
-        return list(self.passes)[-1]
 
     @cached_property
     def programs(self) -> DerivedPrograms:
@@ -71,3 +72,13 @@ class Stages:
 
         program = self.programs.chunk(self._chunk or 1)
         return (emit_numpy(program) if stage == "numpy" else emit_stablehlo(program)).rstrip("\n")
+
+
+def _other_form(graph: Graph) -> dict[str, Stage]:
+    """The form that steps of decoding are derived from, where it differs: by the name of its pass."""
+    started = time.perf_counter()
+    latent = latent_form(graph)
+    if latent is None:
+        return {}
+    seconds = time.perf_counter() - started
+    return {"reassociate": stage_between("reassociate", graph, latent, seconds)}

@@ -15,7 +15,7 @@ from systolic.models.load import load
 from systolic.models.spec import Config, read_config
 from systolic.runner.executable import compile
 
-ATTENTION = ["glm4", "gemma2", "mistral_sliding", "mixtral", "qwen2", "qwen3"]
+ATTENTION = ["deepseek_v3", "glm4", "gemma2", "mistral_sliding", "mixtral", "qwen2", "qwen3"]
 RECURRENT = ["lstm_lm", "mamba", "wavenet_lm"]
 DECODERS = ATTENTION + RECURRENT
 
@@ -130,6 +130,7 @@ def states_of(graph, reserve=16):
 @pytest.mark.parametrize(
     ("name", "kinds"),
     [
+        ("deepseek_v3", ["append"] * 6),
         ("glm4", ["append"] * 6),
         ("gemma2", ["ring", "ring", "append", "append"] * 2),
         ("mistral_sliding", ["ring"] * 6),

@@ -56,6 +56,16 @@ def test_simplify(golden):
     assert ops(simplify(graph)) == []
 
 
+def test_a_slice_of_joined_parts_is_the_part():
+    def model(x):
+        joined = sy.concatenate([x, x * 2.0, x[:2]], axis=0)
+        return {"part": joined[4:8], "across": joined[3:7]}
+
+    simplified = simplify(sy.trace(model, x="f32[4]"))
+    assert simplified.outputs["part"].op.name == "multiply"
+    assert simplified.outputs["across"].op.name == "slice"
+
+
 def test_simplify_leaves_a_constant_that_broadcasts():
     def model(x):
         return x * sy.constant(np.ones((3, 1), np.float32)) + sy.constant(np.float32(0.0))

@@ -6,6 +6,9 @@
     %b = transpose(%a, permutation=(1, 0))  →     (gone)
     %c = contraction(%x, %b, "d,pd->p")          %c = contraction(%x, %a, "d,dp->p")
 
+    %b = concatenate(%x, %y, axis=0)        →     (gone, if nothing else reads it)
+    %c = slice(%b, starts=(4,), limits=(8,))      %y, where that is just what the slice reads
+
     multiply(%x, 1.0)   add(%x, 0.0)   cast(%x, dtype="f32") of an f32   transpose(transpose(%x))   →   %x
 
 Must not fire where the result would have another type: ``multiply(%x, 1.0)`` is ``%x`` only when the
@@ -79,6 +82,23 @@ def _contraction(node: Node) -> Node | None:
     return replace(made, name=node.name, scope=node.scope, location=node.location)
 
 
+def _slice(node: Node) -> Node | None:
+    """A slice that reads one part of what was joined."""
+    (x,) = node.sources
+    if x.op.name != "concatenate":
+        return None
+    axis, start = x.params["axis"], 0
+    wanted = (node.params["starts"][axis], node.params["limits"][axis])
+    for part in x.sources:
+        size = part.tensor.shape[axis]
+        if not isinstance(size, int):
+            return None
+        if (start, start + size) == wanted and part.type == node.type:
+            return part
+        start += size
+    return None
+
+
 def _identity(node: Node) -> Node | None:
     return node.sources[0] if node.sources[0].type == node.type else None
 
@@ -105,6 +125,7 @@ RULES: dict[str, Rule] = {
     "reshape": _reshape,
     "transpose": _transpose,
     "contraction": _contraction,
+    "slice": _slice,
     "cast": _identity,
     "broadcast_to": _identity,
     "multiply": _neutral(1, either_side=True),
