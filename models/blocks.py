@@ -61,10 +61,14 @@ def rms_norm(x: Stream, name: str, eps: float, *, offset: float = 0.0) -> Stream
 def layer_norm(x: Stream, name: str, eps: float, *, bias: bool = True, offset: float = 0.0) -> Stream:
     """``x`` with mean 0 and variance 1 along the last axis, times weight + ``offset``, plus bias."""
     weight = parameter(f"{name}.weight", x.shape[-1:])
-    centred = x - mean(x, axis=-1, keepdims=True)
-    normal = centred * rsqrt(mean(centred * centred, axis=-1, keepdims=True) + eps)
-    y = normal * (weight + offset if offset else weight)
+    y = standardize(x, eps) * (weight + offset if offset else weight)
     return y + parameter(f"{name}.bias", x.shape[-1:]) if bias else y
+
+
+def standardize(x: Stream, eps: float) -> Stream:
+    """``x`` with mean 0 and variance 1 along the last axis."""
+    centred = x - mean(x, axis=-1, keepdims=True)
+    return centred * rsqrt(mean(centred * centred, axis=-1, keepdims=True) + eps)
 
 
 def attention(

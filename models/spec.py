@@ -3,7 +3,8 @@
 A model is a frozen dataclass whose fields are named like those of its config.json. ``Config.read``
 fills it, checks every type, and refuses a field that the model does not know, unless it is known not
 to change what the model computes: in any family (``HARMLESS``) or in this one (``model.harmless``).
-So a quirk of a checkpoint is either built or an error.
+Where files call a field differently, ``model.aliases`` maps their name to the model's. So a quirk of a
+checkpoint is either built or an error.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _TRAINING = """initializer_range initializer_factor attention_dropout attention_
     gradient_checkpointing router_aux_loss_coef output_router_logits ignore_index"""
 _IMPLEMENTATION = """use_cache cache_implementation output_past n_ctx return_dict output_attentions
     output_hidden_states torchscript use_bfloat16 chunk_size_feed_forward pretraining_tp
-    reorder_and_upcast_attn is_decoder _attn_implementation _attn_implementation_autoset _from_model_config
+    reorder_and_upcast_attn inference_runner validate_runner_input pre_allocate_kv_cache
+    max_batch_size is_decoder _attn_implementation _attn_implementation_autoset _from_model_config
     _flash_attn_2_enabled"""
 _HEADS = """id2label label2id num_labels _num_labels problem_type summary_activation summary_first_dropout
     summary_proj_to_labels summary_type summary_use_proj"""
@@ -58,13 +60,18 @@ class Config:
         """
         hints = get_type_hints(model, include_extras=True)
         fields = {field.name: field for field in dataclasses.fields(model)}  # type: ignore[arg-type]
-        self._refuse_unknown(getattr(model, "harmless", frozenset()) | set(fields))
+        aliases: Mapping[str, str] = getattr(model, "aliases", {})
+        self._refuse_unknown(getattr(model, "harmless", frozenset()) | set(fields) | set(aliases))
         given: dict[str, Any] = {}
         for name, field in fields.items():
-            if name in self.values:
-                given[name] = self._typed(name, hints[name])
+            names = [alias for alias, meant in aliases.items() if meant == name] + [name]
+            present = [alias for alias in names if alias in self.values]
+            if present:
+                given[name] = self._typed(present[0], hints[name])
             elif field.default is dataclasses.MISSING:
-                raise SystolicError(f"{self.source}: {name} is missing")
+                raise SystolicError(f"{self.source}: {names[0]} is missing")
+            if any(self.values[other] != self.values[present[0]] for other in present[1:]):
+                raise SystolicError(f"{self.source}: {present[1]} contradicts {present[0]}")
         try:
             return model(**given)
         except SystolicError as error:  # fields that contradict each other

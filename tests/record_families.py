@@ -5,7 +5,8 @@
 A case is a folder with a config.json as hub files have it. Written beside it: ``tensors.json`` (names and
 shapes in the checkpoint) and ``outputs.npz``. A seed is accepted when no greedy choice is a near-tie, and
 when decoding with the library's cache chooses what recomputing everything does; cases that name
-``"recompute"`` in case.json are those where the library's cache is known to give something else.
+``"recompute"`` in case.json are those where the library's cache is known to give something else, and
+those that name an ``"attention"`` those where its eager attention does.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ def shapes_of(config) -> dict[str, list[int]]:
         }
 
 
-def loaded(case: Path, config, seed: int, shapes: dict[str, list[int]]):
+def loaded(case: Path, config, seed: int, shapes: dict[str, list[int]], attention: str):
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text((case / "config.json").read_text())
         checkpoint(Path(folder), config, seed, shapes)
         model, report = class_of(config).from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+            folder, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
         )
     wrong = {key: report[key] for key in ("missing_keys", "unexpected_keys") if report[key]}
     assert not wrong, wrong
@@ -110,7 +111,7 @@ def record(case: Path) -> None:
     options = json.loads((case / "case.json").read_text()) if (case / "case.json").exists() else {}
     shapes = shapes_of(config)
     for seed in range(SEEDS):
-        model = loaded(case, config, seed, shapes)
+        model = loaded(case, config, seed, shapes, options.get("attention", "eager"))
         ids = seeded_ids(PROMPT, config.vocab_size, seed)
         with torch.no_grad():
             outputs = (

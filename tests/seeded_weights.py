@@ -11,6 +11,10 @@ import numpy as np
 
 # (pattern of the name, centre, spread): the first that fits; a spread of None depends on the shape.
 RULES: tuple[tuple[str, float, float | None], ...] = (
+    # Signs that differ, or a head that is tied to the embedding repeats the token.
+    (r"^(biogpt|gpt_neox|model)\.(final_)?layer_norm\.weight$", 0.0, 1.5),
+    (r"act_fn\.eps$", -0.1, 0.05),
+    (r"act_fn\.(alpha_[pn]|beta)$", 0.4, 0.3),
     (r"\.A_log$", 0.0, 1.0),
     (r"\.dt_bias$", -0.5, 1.0),
     (r"\.D$", 1.0, 0.5),

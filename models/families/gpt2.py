@@ -1,74 +1,77 @@
-"""GPT-2: learned positions, layer norms with bias, weights stored as [in, out]."""
+"""GPT-2: learned positions, weights stored as [in, out]. GPT-BigCode: all queries share one key."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from ...compiler.language import split
-from ...compiler.recording import scope
 from ...compiler.stream import Stream
-from ...ir.errors import SystolicError
-from ..blocks import attention, embedding, layer_norm, linear, mlp
+from ..blocks import linear
 from ..family import Family
+from ..gpt import GptDecoder, Heads, Names, heads_by_key, heads_in_blocks
 from ..positions import learned_positions
 from ..spec import Size
 from ..weights import Naming
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gpt2:
-    vocab_size: Size
-    n_positions: Size = 1024
-    n_embd: Size
-    n_layer: Size
-    n_head: Size
-    n_inner: Size | None = None
-    activation_function: str = "gelu_new"
-    layer_norm_epsilon: float = 1e-5
+class Gpt2(GptDecoder):
+    names: ClassVar[Names] = Names(
+        embedding="transformer.wte",
+        layers="transformer.h",
+        final_norm="transformer.ln_f",
+        attention="attn",
+        output="attn.c_proj",
+        up="mlp.c_fc",
+        down="mlp.c_proj",
+    )
+    aliases: ClassVar[dict[str, str]] = {
+        "n_embd": "hidden_size",
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+        "n_inner": "intermediate_size",
+        "n_positions": "max_position_embeddings",
+        "activation_function": "hidden_act",
+        "layer_norm_epsilon": "layer_norm_eps",
+    }
+    axes: ClassVar[str] = "dn"
+
+    max_position_embeddings: Size = 1024
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
-    tie_word_embeddings: bool = True
 
-    def __post_init__(self) -> None:
-        if self.n_embd % self.n_head:
-            raise SystolicError("n_embd is not a multiple of n_head")
+    def score_scale(self, i: int) -> float:
+        scale = super().score_scale(i) if self.scale_attn_weights else 1.0
+        return scale / (i + 1) if self.scale_attn_by_inverse_layer_idx else scale
+
+    def embed(self, token: Stream) -> Stream:
+        table = learned_positions("transformer.wpe", self.max_position_embeddings, self.hidden_size)
+        return super().embed(token) + table
+
+    def heads(self, x: Stream, name: str) -> Heads:
+        qkv = linear(x, f"{name}.c_attn", 3 * self.hidden_size, bias=True, axes=self.axes)
+        return heads_in_blocks(qkv, self.num_attention_heads, self.head_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GptBigcode(Gpt2):
+    # Of the precision of softmax, which is that of everything else here.
+    harmless: ClassVar[frozenset[str]] = frozenset({
+        "attention_softmax_in_fp32", "scale_attention_softmax_in_fp32",
+    })  # fmt: skip
+    axes: ClassVar[str] = "nd"
+    fixed: ClassVar[tuple[str, ...]] = ("scale_attn_by_inverse_layer_idx",)
+
+    hidden_act: str = "gelu_pytorch_tanh"
+    multi_query: bool = True
 
     @property
-    def context_length(self) -> int:
-        return self.n_positions
+    def key_heads(self) -> int:
+        return 1 if self.multi_query else self.num_attention_heads
 
-    def step(self, token: Stream) -> dict[str, Stream]:
-        """i32[] -> {"logits": f32[V]}"""
-        with scope("embed"):
-            x = embedding(token, "transformer.wte", self.vocab_size, self.n_embd)
-            x = x + learned_positions("transformer.wpe", self.n_positions, self.n_embd)
-        for i in range(self.n_layer):
-            with scope(f"layers.{i}"):
-                x = self.layer(x, i)
-        with scope("head"):
-            x = layer_norm(x, "transformer.ln_f", self.layer_norm_epsilon)
-            table = "transformer.wte" if self.tie_word_embeddings else "lm_head"
-            return {"logits": linear(x, table, self.vocab_size).named("logits")}
-
-    def layer(self, x: Stream, i: int) -> Stream:
-        name, width = f"transformer.h.{i}", self.n_inner or 4 * self.n_embd
-        with scope("attn"):
-            normal = layer_norm(x, f"{name}.ln_1", self.layer_norm_epsilon)
-            x = (x + self.attend(normal, f"{name}.attn", i)).named("x")
-        with scope("mlp"):
-            normal = layer_norm(x, f"{name}.ln_2", self.layer_norm_epsilon)
-            up, down = f"{name}.mlp.c_fc", f"{name}.mlp.c_proj"
-            return (x + mlp(normal, up, down, width, self.activation_function, axes="dn")).named("x")
-
-    def attend(self, x: Stream, name: str, i: int) -> Stream:
-        width, size = self.n_embd, self.n_embd // self.n_head
-        qkv = linear(x, f"{name}.c_attn", 3 * width, bias=True, axes="dn")
-        q, k, v = (part.reshape(self.n_head, size) for part in split(qkv, [width] * 3))
-        scale = size**-0.5 if self.scale_attn_weights else 1.0
-        if self.scale_attn_by_inverse_layer_idx:
-            scale /= i + 1
-        mixed = attention(q.reshape(self.n_head, 1, size), k, v, scale=scale)
-        return linear(mixed.reshape(width), f"{name}.c_proj", width, bias=True, axes="dn")
+    def heads(self, x: Stream, name: str) -> Heads:
+        width = self.hidden_size + 2 * self.key_heads * self.head_size
+        return heads_by_key(linear(x, f"{name}.c_attn", width, bias=True), self.key_heads, self.head_size)
 
 
 _NAMING = Naming(
@@ -76,4 +79,4 @@ _NAMING = Naming(
     (r"h\.\d+\.attn\.(bias|masked_bias)",),
     tied={"lm_head.weight": "transformer.wte.weight"},
 )
-FAMILIES = {"gpt2": Family(Gpt2, _NAMING)}
+FAMILIES = {"gpt2": Family(Gpt2, _NAMING), "gpt_bigcode": Family(GptBigcode, _NAMING)}
