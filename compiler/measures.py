@@ -46,14 +46,19 @@ def value_bytes(type_: ValueType, capacity: int) -> int:
 
 def operations(node: Node, capacity: int) -> int:
     """Operations for one value at the last position; 0 where a size is still open."""
+    work = work_of(node, capacity)
+    return 0 if work is None else 2 * work.multiply_adds + work.elementwise
+
+
+def work_of(node: Node, capacity: int) -> Work | None:
+    """What one value costs at the last position; None where a size is still open."""
     types = [s.type for s in node.sources]
     if not all(isinstance(each, TensorType) for each in (*types, node.type)):
-        return 0  # a loop, whose body is a graph of its own
+        return None  # a loop, whose body is a graph of its own
     bound = [_bound(each, capacity) for each in (*types, node.type) if isinstance(each, TensorType)]
     if not all(each.is_static for each in bound):
-        return 0
-    work = node.op.work(tuple(bound[:-1]), bound[-1], node.params)
-    return 2 * work.multiply_adds + work.elementwise
+        return None
+    return node.op.work(tuple(bound[:-1]), bound[-1], node.params)
 
 
 def program_operations(graph: Graph) -> int:

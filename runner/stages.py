@@ -16,6 +16,7 @@ from .options import Options
 from .programs import DerivedPrograms
 
 CODE = ("stablehlo", "numpy")
+PROGRAMS = ("source", "prefill", "decode", "score")
 
 
 class Stages:
@@ -39,6 +40,10 @@ class Stages:
 
     def graph(self, stage: str) -> Graph:
         """The graph at a stage; ``SystolicError`` for one that does not exist or is no graph."""
+        return self.passes[stage].graph if stage in self.passes else self.program(stage).graph
+
+    def program(self, stage: str) -> Program:
+        """The program of a stage; ``SystolicError`` where it is none."""
         derived: dict[str, Callable[[], Program]] = {
             "prefill": lambda: self.programs.chunk(self.options.chunk),
             "decode": lambda: self.programs.chunk(1),
@@ -46,10 +51,8 @@ class Stages:
         }
         if self.programs.source_lengths:
             derived["source"] = lambda: self.programs.source(self.options.capacity)
-        if stage in self.passes:
-            return self.passes[stage].graph
         if stage in derived:
-            return derived[stage]().graph
+            return derived[stage]()
         graphs = (*self.passes, *derived)
         if stage in ("states", "diff", *CODE):
             raise SystolicError(f"the stage {stage} is no graph; expected one of {', '.join(graphs)}")

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from ..stages import Stages
     from .views import View
 
+PAGES = ("html",)  # formats that are not printed
 Stage = Annotated[
     str,
     typer.Option(
         help="traced, the name of a pass, diff, states, prefill, decode, score, stablehlo or numpy."
     ),
 ]
-Format = Annotated[str, typer.Option(help="text, json, dot, svg or outline.")]
+Format = Annotated[str, typer.Option(help="text, json, dot, svg, outline or html.")]
 Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 Full = Annotated[bool, typer.Option("--full", help="Every node; nothing is folded.")]
 Expand = Annotated[list[str] | None, typer.Option(help="Show this scope (layers.3) on its own.")]
@@ -70,6 +71,8 @@ def graph(
     options = options_for(subject, batch=batch or 1, capacity=capacity, chunk=chunk, state=state or "auto")
     stages = Stages(subject, options, chunk)
     names = tuple(columns.split(",")) if columns else ()
+    if view.format in PAGES and out is None:
+        raise SystolicError(f"--format {view.format} is for a file: name it with --out")
     text = render(stages, stage, view, names, (before, after), why)
     if out is None:
         show(text)
@@ -88,6 +91,7 @@ def render(
     """What the options ask for; ``SystolicError`` for what there is not."""
     from ...compiler.measures import measures
     from ..stages import CODE
+    from .page import model_page
     from .reports import show_differences, show_states, show_why
 
     as_json = view.format == "json"
@@ -103,6 +107,8 @@ def render(
     if stage in CODE:
         _require(view, f"--stage {stage}", "code", ("text",))
         return stages.code(stage)
+    if view.format == "html":
+        return model_page(stages, stage, view.expand)
     shown = stages.graph(stage)
     wanted = measures(columns, shown, stages.options.capacity, lambda: stages.states_of(stage))
     return view.show(shown, wanted)

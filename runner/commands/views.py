@@ -21,7 +21,7 @@ from ...ir.errors import SystolicError
 from ...ir.graph import Graph, Node
 from .table import aligned
 
-FORMATS = ("text", "json", "dot", "svg", "outline")
+FORMATS = ("text", "json", "dot", "svg", "outline", "html")
 
 
 @dataclass(frozen=True)
