@@ -6,6 +6,7 @@ There is one row for each op: ``JAX``, keyed by op name. Numbers are those of th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -172,6 +173,11 @@ JAX: dict[str, Callable[..., Any]] = {
     "less_equal": jnp.less_equal,
     "greater": jnp.greater,
     "greater_equal": jnp.greater_equal,
+    "bitwise_and": jnp.bitwise_and,
+    "bitwise_or": jnp.bitwise_or,
+    "bitwise_xor": jnp.bitwise_xor,
+    "shift_left": jnp.left_shift,
+    "shift_right": jnp.right_shift,
     "where": jnp.where,
     "cast": lambda x, dtype: x.astype(DTYPES[dtype]),
     "reshape": lambda x, shape: jnp.reshape(x, shape),
@@ -186,6 +192,10 @@ JAX: dict[str, Callable[..., Any]] = {
     "argmax": lambda x, axis: jnp.argmax(x, axis=axis).astype(jnp.int32),
     "softmax": lambda x, axis: jax.nn.softmax(x, axis=axis),
     "cumulative_sum": lambda x, axis: jnp.cumsum(x, axis=axis, dtype=x.dtype),
+    "sort": lambda x, axis: jnp.sort(x, axis=axis),
+    "argsort": lambda x, axis: jnp.argsort(x, axis=axis, stable=True).astype(jnp.int32),
+    "add_at": partial(_join_at, "add"),
+    "max_at": partial(_join_at, "max"),
     "take": _take,
     "read_rows": _read_rows,
     "write_rows": _write_rows,

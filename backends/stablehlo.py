@@ -167,6 +167,8 @@ LOWERINGS: dict[str, Lowering] = {
     "arange": _arange,
     **ELEMENTWISE,
     **LINEAR,
+    **ORDER,
+    **ROUTING,
     "linear_scan": linear_scan,
     "loop": _loop,
     "part": _part,

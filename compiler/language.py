@@ -161,6 +161,31 @@ def cast(x: Stream, dtype: str) -> Stream:
     return x.cast(dtype)
 
 
+# ---- bits ----
+
+
+def bitwise_and(x: Any, y: Any) -> Stream:
+    return emit("bitwise_and", x, y)
+
+
+def bitwise_or(x: Any, y: Any) -> Stream:
+    return emit("bitwise_or", x, y)
+
+
+def bitwise_xor(x: Any, y: Any) -> Stream:
+    return emit("bitwise_xor", x, y)
+
+
+def shift_left(x: Any, bits: Any) -> Stream:
+    """``x`` times 2 to the power ``bits``; what does not fit is cut off."""
+    return emit("shift_left", x, bits)
+
+
+def shift_right(x: Any, bits: Any) -> Stream:
+    """``x`` divided by 2 to the power ``bits``, rounded down."""
+    return emit("shift_right", x, bits)
+
+
 # ---- shapes ----
 
 
@@ -284,19 +309,6 @@ def argmax(x: Stream, axis: int = -1) -> Stream:
     return emit("argmax", x, axis=_axis(x, axis))
 
 
-def softmax(x: Stream, axis: int = -1) -> Stream:
-    """exp(x) normalised to sum 1 along an axis."""
-    return emit("softmax", x, axis=_axis(x, axis))
-
-
-def cumulative_sum(x: Stream, axis: int = -1) -> Stream:
-    return emit("cumulative_sum", x, axis=_axis(x, axis))
-
-
-def take(x: Any, indices: Any, axis: int = 0) -> Stream:
-    """The elements at ``indices`` along an axis: an embedding is ``take(table, token)``."""
-    table = Stream(as_node(x))
-    return emit("take", table, Stream(as_node(indices)), axis=_axis(table, axis))
 def top_k(x: Stream, k: int) -> tuple[Stream, Stream]:
     """The ``k`` largest elements along the last axis, largest first, and their indices there (i32).
 
@@ -310,3 +322,44 @@ def top_k(x: Stream, k: int) -> tuple[Stream, Stream]:
     return take(reshape(x, -1), indices + starts), indices
 
 
+def softmax(x: Stream, axis: int = -1) -> Stream:
+    """exp(x) normalised to sum 1 along an axis."""
+    return emit("softmax", x, axis=_axis(x, axis))
+
+
+def cumulative_sum(x: Stream, axis: int = -1) -> Stream:
+    return emit("cumulative_sum", x, axis=_axis(x, axis))
+
+
+def sort(x: Stream, axis: int = -1) -> Stream:
+    """The elements along an axis, smallest first."""
+    return emit("sort", x, axis=_axis(x, axis))
+
+
+def argsort(x: Stream, axis: int = -1) -> Stream:
+    """The indices of the elements along an axis, smallest element first, equal ones in their order."""
+    return emit("argsort", x, axis=_axis(x, axis))
+
+
+def add_at(x: Any, indices: Any, values: Any) -> Stream:
+    """``x`` with ``values`` added at ``indices`` of its last axis; an index outside is dropped.
+
+    Indices may be a part of time: ``add_at(zeros, history(token), ones)`` counts the tokens so far.
+    """
+    return _join_at("add_at", x, indices, values)
+
+
+def max_at(x: Any, indices: Any, values: Any) -> Stream:
+    """``x`` with each element at an index raised to the largest of its ``values``; see ``add_at``."""
+    return _join_at("max_at", x, indices, values)
+
+
+def _join_at(name: str, x: Any, indices: Any, values: Any) -> Stream:
+    like = Stream(as_node(x))
+    return emit(name, like, Stream(as_node(indices)), Stream(as_node(values, like.dtype)))
+
+
+def take(x: Any, indices: Any, axis: int = 0) -> Stream:
+    """The elements at ``indices`` along an axis: an embedding is ``take(table, token)``."""
+    table = Stream(as_node(x))
+    return emit("take", table, Stream(as_node(indices)), axis=_axis(table, axis))

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..ir.errors import SystolicError
 from ..ir.graph import Node
-from .sampling import Sampling, is_integer, sample
+from .sampling import is_integer
+from .sampling.host import Sampling, sample
 from .tokens import StopStrings, TextStream, Tokenizer
 
 if TYPE_CHECKING:

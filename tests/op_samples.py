@@ -137,7 +137,19 @@ def _elementwise_samples() -> list[Sample]:
         Sample("power", "positive", (_POSITIVE, _array(0.5))),
         Sample("power", "negative base", (_array([-2.0, 0.0, -1.5]), _array([3.0, 0.0, 2.0]))),
     ]
-    return samples + _choice_samples()
+    return samples + _bit_samples() + _choice_samples()
+
+
+def _bit_samples() -> list[Sample]:
+    words = (_array([0, 1, 0x80000001, 0xFFFFFFFF], np.uint32), _array([5, 0xF0F0F0F0, 31, 32], np.uint32))
+    signed = (_array([-9, 7, -1, 2**30], np.int32), _array([1, 2, 31, 3], np.int32))
+    samples = []
+    for op in ("bitwise_and", "bitwise_or", "bitwise_xor", "shift_left", "shift_right"):
+        amounts = _array([0, 1, 31, 32], np.uint32) if op.startswith("shift") else words[1]
+        samples.append(Sample(op, "u32", (words[0], amounts)))
+        samples.append(Sample(op, "broadcast", (words[0][:, None], amounts)))
+        samples.append(Sample(op, "i32", signed))
+    return samples
 
 
 def _choice_samples() -> list[Sample]:
@@ -262,12 +274,27 @@ def _linear_samples() -> list[Sample]:
     return samples + _row_samples()
 
 
-        Sample("top_k", "ties", (ties,), {"k": 3}),
-        Sample("top_k", "all of one", (random(2, 3, 1),), {"k": 1}),
-        Sample("top_k", "all", (x,), {"k": 4}),
-        Sample("top_k", "zeros", (_array([0.0, -0.0, -1.0, 0.0, -0.0]),), {"k": 4}),
-        Sample("top_k", "minus infinity", (_array([-np.inf, 1.0, -np.inf, -np.inf]),), {"k": 3}),
-        Sample("top_k", "bf16", (integers(3, 9, dtype=BF16),), {"k": 5}),
+def _order_samples() -> list[Sample]:
+    ties = _array([[1, 3, 3, 0], [2, -np.inf, 1, 2], [-1, -1, -1, np.inf]])
+    index, outside = integers(2, 3, 5, low=0, high=4), _array([[0, 7, -1], [3, 3, 3]], np.int32)
+    samples = [
+        Sample("add_at", "counts", (np.zeros((2, 3, 4), np.int32), index, np.ones_like(index))),
+        Sample("add_at", "outside", (random(2, 4), outside, random(2, 3))),
+        Sample("add_at", "one row", (random(4), outside[1], random(3))),
+        Sample("max_at", "i32", (integers(2, 3, 4), index, integers(2, 3, 5))),
+        Sample("max_at", "outside", (random(2, 4), outside, random(2, 3))),
+    ]
+    for op in ("sort", "argsort"):
+        samples += [
+            Sample(op, "ties", (ties,), {"axis": 1}),
+            Sample(op, "first axis", (ties,), {"axis": 0}),
+            Sample(op, "middle", (random(2, 7, 3),), {"axis": 1}),
+            Sample(op, "i32", (integers(2, 9),), {"axis": 1}),
+            Sample(op, "u32", (_array([2**31, 1, 5], np.uint32),), {"axis": 0}),
+        ]
+    return samples
+
+
 def _row_samples() -> list[Sample]:
     table, index = random(5, 3), _array([[0, 4], [-1, 9]], np.int32)
     state, rows = random(2, 6, 3, 2), _array([[0, 5, -3], [9, 6, 2]], np.int32)
@@ -350,6 +377,7 @@ ERRORS: tuple[ErrorSample, ...] = (
     ErrorSample("add", ("f32[past]", "f32[past3]"), {}, "different parts of time"),
     ErrorSample("exp", ("i32[2]",), {}, r"exp: takes f64 or f32 or f16 or bf16, not i32\[2\]"),
     ErrorSample("divide", ("i32[]", "i32[]"), {}, "divide: takes f64"),
+    *_order_samples(),
     ErrorSample("logical_not", ("i32[]",), {}, "takes bool"),
     ErrorSample("where", ("i32[]", "f32[]", "f32[]"), {}, "a bool condition"),
     ErrorSample("where", ("bool[]", "f32[]", "i32[]"), {}, "element types differ"),
@@ -389,6 +417,11 @@ ERRORS: tuple[ErrorSample, ...] = (
     ErrorSample("write_rows", ("f32[2,3]", "f32[2,1]", "i32[2,1]"), {"axis": 2}, "no axis 2"),
     ErrorSample("part", ("f32[2]",), {"index": 0}, "no part 0"),
     ErrorSample("loop", ("f32[2,3]", "f32[2,3]"), _loop_params(writing_body(), 1, 1, 3), "cannot loop over"),
+    ErrorSample("bitwise_xor", ("f32[2]", "f32[2]"), {}, "takes i64"),
+    ErrorSample("sort", ("f32[past]",), {"axis": 0}, "cannot be put in order"),
+    ErrorSample("argsort", ("f32[2]",), {"axis": 1}, "has no axis 1"),
+    ErrorSample("add_at", ("f32[2]", "f32[3]", "f32[3]"), {}, "are not indices"),
+    ErrorSample("add_at", ("f32[2]", "i32[3]", "f32[4]"), {}, "are not the values at"),
     ErrorSample("delay", ("f32[2]", "f32[2]"), {"steps": 0}, "only the past can be read"),
     ErrorSample("delay", ("f32[2]", "f32[3]"), {"steps": 1}, "cannot start with"),
     ErrorSample("history", ("f32[past]",), {}, "itself a part of time"),

@@ -270,8 +270,27 @@ RULES: dict[str, Vectorise] = {
     "max": reduction,
     "min": reduction,
     "softmax": softmax,
+def join_at(rule: Rule, operands: list[Placed]) -> Placed:
+    """Nothing is added at the indices that a position may not see."""
+    x, indices, values = operands
+    name = rule.node.op.name
+    identity = _identity("sum" if name == "add_at" else "max", x.node.tensor.dtype)
+    values = hide(rule, values, _ragged(values, range(len(values.shape))), identity)
+    lead = max(o.lead for o in (x, indices, values))
+    leading = (rule.frame.rows, rule.frame.size)[:lead]
+    fitted = []
+    for o in (x, indices, values):
+        own = o.node.tensor.static_shape[o.lead :]
+        fitted.append(rule.make.broadcast(align(rule.make, o, lead, len(o.shape)), (*leading, *own)))
+    return rule.result(rule.make(name, *fitted), lead, x.outside)
+
+
     "argmax": along_axis,
     "cumulative_sum": along_axis,
     "take": take,
 }
     "top_k": top_k,
+    "sort": along_axis,
+    "argsort": along_axis,
+    "add_at": join_at,
+    "max_at": join_at,

@@ -9,7 +9,7 @@ from numbers import Integral, Real
 
 import numpy as np
 
-from ..ir.errors import SystolicError
+from ...ir.errors import SystolicError
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,79 @@
+"""StableHLO lowerings of the ops on bits, of sorting, and of adding at indices, by name."""
+
+from __future__ import annotations
+
+import math
+
+from ..ir.graph import Node
+from ..ir.types import FLOATS, TensorType
+from .stablehlo_text import Block, Lowering, Value, mlir_type
+
+
+def _binary(name: str) -> Lowering:
+    return lambda block, node, x, y: block.same(name, *block.fitted(x, y))
+
+
+def _shift_right(block: Block, node: Node, x: Value, y: Value) -> Value:
+    kind = "logical" if x.type.dtype.startswith("u") else "arithmetic"
+    return block.same(f"shift_right_{kind}", *block.fitted(x, y))
+
+
+def _less(block: Block, x: Value, others: int) -> str:
+    """The region that compares two elements of x, and looks at nothing of the ``others`` beside them."""
+    scalar, index = mlir_type(TensorType((), x.type.dtype)), mlir_type(TensorType((), "i32"))
+    first, second, less = (block.names.numbered(name) for name in ("%first", "%second", "%less"))
+    ignored = [block.names.numbered("%beside") for _ in range(2 * others)]
+    arguments = [f"{first}: {scalar}", f"{second}: {scalar}", *(f"{name}: {index}" for name in ignored)]
+    kind = "FLOAT" if x.type.dtype in FLOATS else "UNSIGNED"
+    kind = "SIGNED" if x.type.dtype.startswith("i") else kind
+    compared = f"stablehlo.compare LT, {first}, {second}, {kind} : ({scalar}, {scalar}) -> tensor<i1>"
+    return f"({{ ^block({', '.join(arguments)}): {less} = {compared} stablehlo.return {less} : tensor<i1> }})"
+
+
+def _sort(block: Block, node: Node, x: Value) -> Value:
+    order = f"<{{dimension = {node.params['axis']} : i64, is_stable = false}}>"
+    return block.call(f'"stablehlo.sort"({x}) {order} {_less(block, x, 0)}', (x,), x.type)
+
+
+def _argsort(block: Block, node: Node, x: Value) -> Value:
+    axis, type_ = node.params["axis"], x.type.with_dtype("i32")
+    index = block.emit(f"stablehlo.iota dim = {axis} : {mlir_type(type_)}", type_)
+    order = f"<{{dimension = {axis} : i64, is_stable = true}}>"
+    types = f"({mlir_type(x.type)}, {mlir_type(type_)})"
+    text = f'"stablehlo.sort"({x}, {index}) {order} {_less(block, x, 1)} : {types} -> {types}'
+    return block.emit_many(text, (x.type, type_))[1]
+
+
+def _join_at(join: str) -> Lowering:
+    return lambda block, node, x, indices, values: _scatter(block, join, x, indices, values)
+
+
+def _scatter(block: Block, join: str, x: Value, indices: Value, values: Value) -> Value:
+    """A scatter, which by definition drops what lies outside; leading axes are one batching axis."""
+    *leading, size = x.type.static_shape
+    rows, count = math.prod(leading), indices.type.static_shape[-1]
+    flat = block.reshape(x, (rows, size))
+    index, added = block.reshape(indices, (rows, count, 1)), block.reshape(values, (rows, count))
+    scalar = mlir_type(TensorType((), x.type.dtype))
+    old, new, both = (block.names.numbered(name) for name in ("%old", "%new", "%both"))
+    text = (
+        f'"stablehlo.scatter"({flat}, {index}, {added}) <{{scatter_dimension_numbers = #stablehlo.scatter<'
+        "inserted_window_dims = [1], input_batching_dims = [0], scatter_indices_batching_dims = [0], "
+        "scatter_dims_to_operand_dims = [1], index_vector_dim = 2>}> "
+        f"({{ ^block({old}: {scalar}, {new}: {scalar}): {both} = stablehlo.{join} {old}, {new} : {scalar} "
+        f"stablehlo.return {both} : {scalar} }})"
+    )
+    return block.reshape(block.call(text, (flat, index, added), flat.type), x.type.static_shape)
+
+
+ORDER: dict[str, Lowering] = {
+    "bitwise_and": _binary("and"),
+    "bitwise_or": _binary("or"),
+    "bitwise_xor": _binary("xor"),
+    "shift_left": _binary("shift_left"),
+    "shift_right": _shift_right,
+    "sort": _sort,
+    "argsort": _argsort,
+    "add_at": _join_at("add"),
+    "max_at": _join_at("maximum"),
+}

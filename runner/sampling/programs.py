@@ -1,0 +1,70 @@
+"""The programs of a chain: one that chooses a token, and one that reads what was said before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from ...compiler.derive import StatePlan, choose_states, derive_chunk
+from ...compiler.pipeline import run_passes
+from ...compiler.program import Program
+from ...ir.graph import Graph, Node, postorder
+from .chain import Structure, trace_chain
+
+
+@dataclass(frozen=True)
+class SamplingPrograms:
+    """A structure over ``vocabulary`` logits, for ``rows`` rows of up to ``capacity`` positions."""
+
+    structure: Structure
+    vocabulary: int
+    rows: int
+    capacity: int
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The chain, one position at a time."""
+        return run_passes(trace_chain(self.structure, self.vocabulary))[-1].graph
+
+    @cached_property
+    def plan(self) -> StatePlan:
+        """What the chain remembers."""
+        return choose_states(self.graph)
+
+    @cached_property
+    def choose(self) -> Program:
+        """(``logits`` [B, 1, V], newest ``token`` i32[B, 1], numbers of the rows, states) → what
+        ``trace_chain`` yields, each [B, 1, …]."""
+        program = derive_chunk(
+            self.graph, self.plan, rows=self.rows, chunk=1, capacity=self.capacity, reserve=self.capacity
+        )
+        return replace(program, name=f"sample.{self.structure.name}")
+
+    @cached_property
+    def read(self) -> Program | None:
+        """The program that takes up to ``capacity`` tokens into the states without choosing any, or None
+        where tokens are not remembered. What is made from logits is left alone."""
+        kept = _made_from_tokens(self.plan, self.graph)
+        streams = {node.name: node for node in (*kept.histories, *kept.tails)}
+        if not streams:
+            return None
+        token = tuple(node for node in self.graph.inputs if node.name == "token")
+        graph = Graph(self.graph.name, token, (), streams)
+        program = derive_chunk(graph, kept, rows=self.rows, chunk=self.capacity, capacity=self.capacity)
+        return replace(program, name=f"recall.{self.structure.name}")
+
+
+def _made_from_tokens(plan: StatePlan, graph: Graph) -> StatePlan:
+    """The part of a plan that needs nothing but the tokens."""
+    inputs = {node for node in graph.inputs if node.name != "token"}
+
+    def is_free(node: Node) -> bool:
+        behind = postorder([node], lambda n: n.sources)
+        return not any(n in inputs or n.op.name == "feedback" for n in behind)
+
+    def chosen(streams: Mapping[Node, int | None]) -> dict[Node, int | None]:
+        return {node: value for node, value in streams.items() if is_free(node)}
+
+    tails = {node: steps for node, steps in plan.tails.items() if is_free(node)}
+    return replace(plan, histories=chosen(plan.histories), tails=tails, carries=(), constants=())
