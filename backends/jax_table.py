@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from ..compiler.program import STATE_PREFIX, Program
 from ..ir.graph import Graph, Node
-from ..ir.types import DTYPES
 from ..ir.ops.program import SCALES
+from ..ir.types import DTYPES
 
 Array = Any  # a jax.Array, or a tracer of one
 Arrays = Mapping[str, Array]
@@ -85,12 +85,12 @@ def _take(x: Array, indices: Array, *, axis: int) -> Array:
     return jnp.take(x, _clipped(indices, 0, x.shape[axis] - 1), axis=axis, mode="clip")
 
 
-def _read_rows(x: Array, index: Array) -> Array:
 def _top_k(x: Array, *, k: int) -> Array:
     # A stable sort and not lax.top_k, which takes -0.0 for less than 0.0.
     return jnp.argsort(-x, axis=-1, stable=True)[..., :k].astype(jnp.int32)
 
 
+def _read_rows(x: Array, index: Array) -> Array:
     rows = jnp.arange(x.shape[0])[:, None]
     return x[rows, _clipped(index, 0, x.shape[1] - 1)]
 
@@ -197,10 +197,10 @@ JAX: dict[str, Callable[..., Any]] = {
     "add_at": partial(_join_at, "add"),
     "max_at": partial(_join_at, "max"),
     "take": _take,
+    "top_k": _top_k,
     "read_rows": _read_rows,
     "write_rows": _write_rows,
     "linear_scan": _linear_scan,
     "loop": _loop,
     "part": lambda x, index: x[index],
 }
-    "top_k": _top_k,

@@ -262,6 +262,12 @@ def _linear_samples() -> list[Sample]:
         Sample("argmax", "minus infinity", (np.full((2, 3), -np.inf, F32),), {"axis": 1}),
         Sample("argmax", "i32", (ties.astype(np.int32),), {"axis": 1}),
         Sample("argmax", "bools", (ties > 1,), {"axis": 1}),
+        Sample("top_k", "ties", (ties,), {"k": 3}),
+        Sample("top_k", "all of one", (random(2, 3, 1),), {"k": 1}),
+        Sample("top_k", "all", (x,), {"k": 4}),
+        Sample("top_k", "zeros", (_array([0.0, -0.0, -1.0, 0.0, -0.0]),), {"k": 4}),
+        Sample("top_k", "minus infinity", (_array([-np.inf, 1.0, -np.inf, -np.inf]),), {"k": 3}),
+        Sample("top_k", "bf16", (integers(3, 9, dtype=BF16),), {"k": 5}),
         Sample("softmax", "last", (x * 10,), {"axis": 2}),
         Sample("softmax", "first", (x,), {"axis": 0}),
         Sample("softmax", "large", (_array([[1000.0, 999.0, -np.inf]]),), {"axis": 1}),
@@ -351,6 +357,15 @@ def _loop_samples() -> list[Sample]:
             for n in (1, 2, 3, 4, 7, 8)
         ),
         Sample("linear_scan", "scalars", (random(1, 5), random(1, 5), random(1))),
+        *(
+            Sample(
+                "linear_scan",
+                f"maximum {n}",
+                (random(2, n, 3), random(2, n, 3), random(2, 3)),
+                {"join": "maximum"},
+            )
+            for n in (1, 2, 5, 8)
+        ),
     ]
 
 
@@ -362,6 +377,7 @@ SAMPLES: tuple[Sample, ...] = (
     *_elementwise_samples(),
     *_source_and_shape_samples(),
     *_linear_samples(),
+    *_order_samples(),
     *_loop_samples(),
 )
 
@@ -377,7 +393,6 @@ ERRORS: tuple[ErrorSample, ...] = (
     ErrorSample("add", ("f32[past]", "f32[past3]"), {}, "different parts of time"),
     ErrorSample("exp", ("i32[2]",), {}, r"exp: takes f64 or f32 or f16 or bf16, not i32\[2\]"),
     ErrorSample("divide", ("i32[]", "i32[]"), {}, "divide: takes f64"),
-    *_order_samples(),
     ErrorSample("logical_not", ("i32[]",), {}, "takes bool"),
     ErrorSample("where", ("i32[]", "f32[]", "f32[]"), {}, "a bool condition"),
     ErrorSample("where", ("bool[]", "f32[]", "i32[]"), {}, "element types differ"),
@@ -385,15 +400,6 @@ ERRORS: tuple[ErrorSample, ...] = (
     ErrorSample("reshape", ("f32[2,3]",), {"shape": (5,)}, "cannot be reshaped"),
     ErrorSample("transpose", ("f32[2,3]",), {"permutation": (0, 0)}, "not an order"),
     ErrorSample("broadcast_to", ("f32[2,3]",), {"shape": (3,)}, "cannot be broadcast"),
-        *(
-            Sample(
-                "linear_scan",
-                f"maximum {n}",
-                (random(2, n, 3), random(2, n, 3), random(2, 3)),
-                {"join": "maximum"},
-            )
-            for n in (1, 2, 5, 8)
-        ),
     ErrorSample("concatenate", ("f32[2,3]", "f32[2,4]"), {"axis": 0}, "cannot be joined"),
     ErrorSample("concatenate", ("f32[2]",), {"axis": 1}, "has no axis 1"),
     ErrorSample("slice", ("f32[2]",), {"starts": (0,), "limits": (3,)}, "not a part of"),
@@ -406,29 +412,29 @@ ERRORS: tuple[ErrorSample, ...] = (
     ErrorSample("sum", ("f32[2]",), {"axes": (1,)}, "are not axes"),
     ErrorSample("max", ("bool[2]",), {"axes": (0,)}, "cast it first"),
     ErrorSample("argmax", ("f32[past]",), {"axis": 0}, "a part of time"),
+    ErrorSample("top_k", ("f32[2,3]",), {"k": 4}, r"4 elements cannot be chosen along the last axis"),
+    ErrorSample("top_k", ("f32[past]",), {"k": 1}, "cannot be chosen"),
+    ErrorSample("top_k", ("i32[3]",), {"k": 1}, "takes floats"),
     ErrorSample("softmax", ("i32[2]",), {"axis": 0}, "takes floats"),
     ErrorSample("cumulative_sum", ("f32[past]",), {"axis": 0}, "cannot be taken along axis 0"),
-    ErrorSample("take", ("f32[2]", "f32[]"), {"axis": 0}, "indices must be integers"),
-    ErrorSample("take", ("f32[past]", "i32[]"), {"axis": 0}, "a part of time"),
-    ErrorSample("linear_scan", ("f32[2,3]", "f32[2,3]", "f32[3]"), {}, "cannot start with"),
-    ErrorSample("linear_scan", ("f32[2,3]", "f32[2,4]", "f32[2]"), {}, "factors and terms"),
-    ErrorSample("read_rows", ("f32[2,3]", "i32[1,3]"), {}, "does not index the rows"),
-    ErrorSample("write_rows", ("f32[2,3]", "f32[2,2]", "i32[2,1]"), {}, "are not the values"),
-    ErrorSample("write_rows", ("f32[2,3]", "f32[2,1]", "i32[2,1]"), {"axis": 2}, "no axis 2"),
-    ErrorSample("part", ("f32[2]",), {"index": 0}, "no part 0"),
-    ErrorSample("loop", ("f32[2,3]", "f32[2,3]"), _loop_params(writing_body(), 1, 1, 3), "cannot loop over"),
     ErrorSample("bitwise_xor", ("f32[2]", "f32[2]"), {}, "takes i64"),
     ErrorSample("sort", ("f32[past]",), {"axis": 0}, "cannot be put in order"),
     ErrorSample("argsort", ("f32[2]",), {"axis": 1}, "has no axis 1"),
     ErrorSample("add_at", ("f32[2]", "f32[3]", "f32[3]"), {}, "are not indices"),
     ErrorSample("add_at", ("f32[2]", "i32[3]", "f32[4]"), {}, "are not the values at"),
+    ErrorSample("take", ("f32[2]", "f32[]"), {"axis": 0}, "indices must be integers"),
+    ErrorSample("take", ("f32[past]", "i32[]"), {"axis": 0}, "a part of time"),
+    ErrorSample("linear_scan", ("f32[2,3]", "f32[2,3]", "f32[3]"), {}, "cannot start with"),
+    ErrorSample("linear_scan", ("f32[2,3]", "f32[2,4]", "f32[2]"), {}, "factors and terms"),
+    ErrorSample("linear_scan", ("f32[2,3]", "f32[2,3]", "f32[2]"), {"join": "minimum"}, "joins its terms"),
+    ErrorSample("read_rows", ("f32[2,3]", "i32[1,3]"), {}, "does not index the rows"),
+    ErrorSample("write_rows", ("f32[2,3]", "f32[2,2]", "i32[2,1]"), {}, "are not the values"),
+    ErrorSample("write_rows", ("f32[2,3]", "f32[2,1]", "i32[2,1]"), {"axis": 2}, "no axis 2"),
+    ErrorSample("part", ("f32[2]",), {"index": 0}, "no part 0"),
+    ErrorSample("loop", ("f32[2,3]", "f32[2,3]"), _loop_params(writing_body(), 1, 1, 3), "cannot loop over"),
     ErrorSample("delay", ("f32[2]", "f32[2]"), {"steps": 0}, "only the past can be read"),
     ErrorSample("delay", ("f32[2]", "f32[3]"), {"steps": 1}, "cannot start with"),
     ErrorSample("history", ("f32[past]",), {}, "itself a part of time"),
     ErrorSample("history", ("f32[]",), {"window": 0}, "holds nothing"),
     ErrorSample("whole", ("f32[past]",), {}, "itself a part of time"),
 )
-    ErrorSample("top_k", ("f32[2,3]",), {"k": 4}, r"4 elements cannot be chosen along the last axis"),
-    ErrorSample("top_k", ("f32[past]",), {"k": 1}, "cannot be chosen"),
-    ErrorSample("top_k", ("i32[3]",), {"k": 1}, "takes floats"),
-    ErrorSample("linear_scan", ("f32[2,3]", "f32[2,3]", "f32[2]"), {"join": "minimum"}, "joins its terms"),
