@@ -258,18 +258,6 @@ def _take_rows(rule: Rule, x: Placed, indices: Placed, axis: int) -> Placed:
     return rule.result(node, 2, _join([x]))
 
 
-RULES: dict[str, Vectorise] = {
-    **{name: elementwise for name, op in OPS.items() if op.kind == "elementwise"},
-    "reshape": reshape,
-    "transpose": transpose,
-    "broadcast_to": broadcast_to,
-    "concatenate": concatenate,
-    "slice": slice_part,
-    "contraction": contraction,
-    "sum": reduction,
-    "max": reduction,
-    "min": reduction,
-    "softmax": softmax,
 def join_at(rule: Rule, operands: list[Placed]) -> Placed:
     """Nothing is added at the indices that a position may not see."""
     x, indices, values = operands
@@ -285,12 +273,24 @@ def join_at(rule: Rule, operands: list[Placed]) -> Placed:
     return rule.result(rule.make(name, *fitted), lead, x.outside)
 
 
+RULES: dict[str, Vectorise] = {
+    **{name: elementwise for name, op in OPS.items() if op.kind == "elementwise"},
+    "reshape": reshape,
+    "transpose": transpose,
+    "broadcast_to": broadcast_to,
+    "concatenate": concatenate,
+    "slice": slice_part,
+    "contraction": contraction,
+    "sum": reduction,
+    "max": reduction,
+    "min": reduction,
+    "softmax": softmax,
     "argmax": along_axis,
     "cumulative_sum": along_axis,
-    "take": take,
-}
-    "top_k": top_k,
     "sort": along_axis,
     "argsort": along_axis,
     "add_at": join_at,
     "max_at": join_at,
+    "take": take,
+    "top_k": top_k,
+}
