@@ -63,6 +63,7 @@ from .ir.graph import Graph
 from .ir.types import Size
 from .models.load import Model, load
 from .runner.executable import Executable, compile
+from .runner.scheduler import QueueFull, Scheduler
 
 if TYPE_CHECKING:
     from .backends.jax_table import Function
@@ -87,6 +88,8 @@ __all__ = [
     "Graph",
     "GraphError",
     "Model",
+    "QueueFull",
+    "Scheduler",
     "Size",
     "Stream",
     "SystolicError",

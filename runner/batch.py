@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..compiler.derive.moves import PIECE_PREFIX
+from ..compiler.derive.moves import PIECE_PREFIX, piece_type, row_type
 from ..ir.errors import SystolicError
 from .snapshot import Snapshot
 from .undo import AS_A_WHOLE, BY_POSITION, Checkpoint, Rewind
@@ -35,11 +35,17 @@ class Batch:
 
     All rows are read in one call, a different number of positions each. Where a state needs it, a
     checkpoint is made whenever a row has read a multiple of ``checkpoint_every`` positions (by default
-    ``Undo.interval``; 0 makes none); a row keeps at most 32, the older the fewer.
+    ``Undo.interval``; 0 makes none); a row keeps at most 32, the older the fewer. ``longest`` is how
+    many positions a row can read in one call, by default the largest chunk.
     """
 
-    def __init__(self, executable: Executable, checkpoint_every: int | None = None) -> None:
+    def __init__(
+        self, executable: Executable, checkpoint_every: int | None = None, longest: int | None = None
+    ) -> None:
         self._executable = executable
+        chunks = executable.options.chunks
+        self._longest = max(chunks) if longest is None else min(longest, max(chunks))
+        self._chunks = tuple(size for size in chunks if not any(self._longest <= s < size for s in chunks))
         self.undo = executable.undo
         interval = self.undo.interval if checkpoint_every is None else checkpoint_every
         self._interval = interval if self.undo.needs_checkpoints else 0
@@ -58,7 +64,7 @@ class Batch:
     def prepare(self) -> None:
         """Makes every program that reading and moving rows can need."""
         programs, options = self._executable.programs, self._executable.options
-        for size in options.chunks:
+        for size in self._chunks:
             programs.chunk(size, self._room)
         if self._source is not None:
             programs.source(self._room)
@@ -86,6 +92,18 @@ class Batch:
         _, constants = program.run(self._executable.parameters, inputs, {})
         self._restore("constants", row, self._save("constants", row, constants))
 
+    def clear(self, row: int) -> None:
+        """Empties a row, and overwrites what it held: what is no number would spoil the next text."""
+        programs, zeros = self._executable.programs, self._executable.backend.zeros
+        size = self._piece_size(self.capacity)
+        types = {state.name: piece_type(state, size) for state in programs.states_of(BY_POSITION)}
+        piece = {name: zeros(type_.static_shape, type_.dtype) for name, type_ in types.items()}
+        self.put_piece(row, 0, self.capacity, piece)
+        for name, kinds in _GROUPS.items():
+            types = {state.name: row_type(state) for state in programs.states_of(kinds, self._room)}
+            self._restore(name, row, {n: zeros(t.static_shape, t.dtype) for n, t in types.items()})
+        self.rows[row] = Row()
+
     def read(self, tokens: Mapping[int, Sequence[int]]) -> dict[int, np.ndarray]:
         """Reads any number of tokens into each of some rows: logits [V] behind the last one of each."""
         left = {row: list(more) for row, more in tokens.items() if more}
@@ -102,10 +120,9 @@ class Batch:
 
     def allowance(self, row: int) -> int:
         """How many positions the row may read in one call: to the next checkpoint, at most a chunk."""
-        longest = max(self._executable.options.chunks)
         if not self._interval:
-            return longest
-        return min(longest, self._interval - len(self.rows[row].tokens) % self._interval)
+            return self._longest
+        return min(self._longest, self._interval - len(self.rows[row].tokens) % self._interval)
 
     def run(self, tokens: Mapping[int, Sequence[int]], *, everywhere: bool = False) -> Any:
         """One call that reads at most ``allowance`` tokens into each of some rows.
@@ -117,7 +134,7 @@ class Batch:
         for row, more in tokens.items():
             if len(self.rows[row].tokens) + len(more) > self.capacity:
                 raise SystolicError(f"row {row} is full: its capacity is {self.capacity} positions")
-        size = min(size for size in executable.options.chunks if size >= counts.max())
+        size = min(size for size in self._chunks if size >= counts.max())
         block = np.zeros((len(self.rows), size), np.int32)
         for row, more in tokens.items():
             block[row, : len(more)] = more

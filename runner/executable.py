@@ -26,6 +26,7 @@ from .inputs import Inputs, table_size
 from .options import GRAPH_CAPACITY, Options, options_for
 from .programs import DerivedPrograms, Programs, ProgramSource
 from .saved_state import load_state, save_state
+from .scheduler import Scheduler
 from .snapshot import Snapshot
 from .tokens import Tokenizer
 from .undo import Undo
@@ -109,6 +110,10 @@ class Executable:
     def batch(self, checkpoint_every: int | None = None) -> Batch:
         """Empty rows, whose states can be copied, saved and set back; see ``Batch``."""
         return Batch(self, checkpoint_every)
+
+    def scheduler(self, **options: Any) -> Scheduler:
+        """Serves many requests at once with the rows of this executable; see ``Scheduler``."""
+        return Scheduler(self, **options)
 
     def save_state(self, snapshot: Snapshot, path: str | Path) -> None:
         """Writes the state of a text to a safetensors file."""
@@ -220,11 +225,17 @@ class Executable:
     def _run(
         self, prompts: Sequence[Prompt], generation: Generation, first_row: int = 0
     ) -> Iterator[list[Step | None]]:
+        sources, ids = zip(*(self.prompt_of(prompt, generation) for prompt in prompts), strict=True)
+        return run_rows(self, ids, generation, first_row, sources=sources if self.inputs.source else ())
+
+    def prompt_of(self, prompt: Prompt, generation: Generation) -> tuple[list[int], list[int]]:
+        """(source, text to continue): an encoder-decoder reads the prompt as its source.
+
+        Raises ``SystolicError`` if this model cannot continue it.
+        """
         self._check_generates(generation)
-        ids = [self.inputs.checked(self.prompt_ids(prompt), "prompt") for prompt in prompts]
-        if not self.inputs.source:
-            return run_rows(self, ids, generation, first_row)
-        return run_rows(self, [[self.inputs.start]] * len(ids), generation, first_row, sources=ids)
+        ids = self.inputs.checked(self.prompt_ids(prompt), "prompt")
+        return (ids, [self.inputs.start]) if self.inputs.source else ([], ids)
 
     def prompt_ids(self, prompt: Prompt) -> Sequence[int]:
         """The token ids of a prompt, as the tokenizer makes them from text."""

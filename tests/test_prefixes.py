@@ -116,3 +116,12 @@ def test_nothing_is_made_once_all_is_prepared(step):
         remember(tree, rows, (SYSTEM * 4)[:length])
         rows.fork(0, [1])
     assert len(exe.programs) == made
+
+
+def test_a_restored_ring_remembers_what_it_lost():
+    tree, rows = new_tree(window, every=8)
+    remember(tree, rows, [*SYSTEM, 11, 12, 13, 14])
+    rows.begin(1)
+    assert tree.restore(rows, 1, [*SYSTEM, 15]) == 20  # from the checkpoint at 24
+    assert rows.plan(1, 16).recomputed == 0
+    assert rows.plan(1, 15).recomputed == 15
