@@ -18,6 +18,7 @@ from ..compiler.language import (
     log1p,
     maximum,
     mean,
+    minimum,
     parameter,
     position,
     rsqrt,
@@ -125,6 +126,13 @@ def at_position(x: Stream, t: int) -> Stream:
     return einsum("p,pd->d", chosen, whole(x))
 
 
+def one_ahead(x: Stream) -> Stream:
+    """What ``x`` f32[d] is one position ahead, in a text that is known as a whole; zeros behind its end."""
+    now = position(str(x.node.clock))
+    chosen = (whole(now) == now + 1).cast(x.dtype)
+    return einsum("p,pd->d", chosen, whole(x))
+
+
 def causal_convolution(x: Stream, name: str, size: int, *, kernel: int = 1, dilation: int = 1) -> Stream:
     """``name``.weight [size, d, kernel] over ``x`` [d] now and at multiples of ``dilation`` before: [size].
 
@@ -216,17 +224,43 @@ def gelu_tanh(x: Stream) -> Stream:
     return x * (tanh((x + x * x * x * 0.044715) * math.sqrt(2 / math.pi)) + 1.0) * 0.5
 
 
+def mish(x: Stream) -> Stream:
+    return x * tanh(softplus(x))
+
+
+def hard_swish(x: Stream) -> Stream:
+    return x * clip(x + 3.0, 0.0, 6.0) * (1 / 6)
+
+
+def laplace(x: Stream) -> Stream:
+    """The normal distribution function of mean sqrt(1/2) and variance 1/(4 pi) (Ma et al., 2022)."""
+    return (erf((x - 0.707107) * (math.sqrt(0.5) / 0.282095)) + 1.0) * 0.5
+
+
+def clip(x: Stream, low: float, high: float) -> Stream:
+    return minimum(maximum(x, low), high)
+
+
 ACTIVATIONS: dict[str, Activation] = {
     "silu": silu,
     "swish": silu,
     "gelu": gelu,
     "gelu_python": gelu,
+    "gelu_10": lambda x: clip(gelu(x), -10.0, 10.0),
+    "gelu_accurate": gelu_tanh,
     "gelu_new": gelu_tanh,
     "gelu_fast": gelu_tanh,
+    "gelu_python_tanh": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
+    "hardswish": hard_swish,
+    "laplace": laplace,
+    "leaky_relu": lambda x: maximum(x, x * 0.01),
+    "linear": lambda x: x,
+    "mish": mish,
     "quick_gelu": quick_gelu,
     "relu": relu,
     "relu2": relu_squared,
+    "relu6": lambda x: clip(x, 0.0, 6.0),
     "sigmoid": sigmoid,
     "tanh": tanh,
 }

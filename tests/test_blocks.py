@@ -65,10 +65,11 @@ def test_layer_norm(bias):
 
 @pytest.mark.parametrize("name", sorted(blocks.ACTIVATIONS))
 def test_activations(name):
-    x = np.linspace(-6, 6, 41, dtype=np.float32).reshape(-1, 1)
+    x = np.linspace(-12, 12, 49, dtype=np.float32).reshape(-1, 1)
     exact = x.astype(float)
+    erf = np.vectorize(math.erf)
     sigmoid = 1 / (1 + np.exp(-exact))
-    normal = 0.5 * (1 + np.vectorize(math.erf)(exact / math.sqrt(2)))
+    normal = 0.5 * (1 + erf(exact / math.sqrt(2)))
     tanh_form = 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (exact + 0.044715 * exact**3)))
     want = {
         "silu": exact * sigmoid,
@@ -77,10 +78,19 @@ def test_activations(name):
         "gelu_python": exact * normal,
         "gelu_new": exact * tanh_form,
         "gelu_fast": exact * tanh_form,
+        "gelu_10": np.clip(exact * normal, -10, 10),
+        "gelu_accurate": exact * tanh_form,
+        "gelu_python_tanh": exact * tanh_form,
         "gelu_pytorch_tanh": exact * tanh_form,
+        "hardswish": exact * np.clip(exact + 3, 0, 6) / 6,
+        "laplace": 0.5 * (1 + erf((exact - 0.707107) / (0.282095 * math.sqrt(2)))),
+        "leaky_relu": np.where(exact < 0, 0.01 * exact, exact),
+        "linear": exact,
+        "mish": exact * np.tanh(np.log1p(np.exp(exact))),
         "quick_gelu": exact / (1 + np.exp(-1.702 * exact)),
         "relu": np.maximum(exact, 0),
         "relu2": np.maximum(exact, 0) ** 2,
+        "relu6": np.clip(exact, 0, 6),
         "sigmoid": sigmoid,
         "tanh": np.tanh(exact),
     }[name]

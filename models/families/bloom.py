@@ -38,7 +38,7 @@ class Bloom(GptDecoder):
     # Of how it was trained on many machines; ``slow_but_exact`` adds in another order.
     harmless: ClassVar[frozenset[str]] = frozenset({
         "slow_but_exact", "attention_softmax_in_fp32", "bias_dropout_fusion", "seq_length",
-        "skip_bias_add", "skip_bias_add_qkv", "offset_alibi", "masked_softmax_fusion",
+        "skip_bias_add", "skip_bias_add_qkv", "offset_alibi",
     })  # fmt: skip
     fixed: ClassVar[tuple[str, ...]] = ("hidden_act", "intermediate_size")
 

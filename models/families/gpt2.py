@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...compiler.stream import Stream
+from ...ir.errors import SystolicError
 from ..blocks import linear
 from ..family import Family
 from ..gpt import GptDecoder, Heads, Names, heads_by_key, heads_in_blocks
@@ -64,6 +65,12 @@ class GptBigcode(Gpt2):
 
     hidden_act: str = "gelu_pytorch_tanh"
     multi_query: bool = True
+    num_key_value_heads: Size | None = None  # repeats multi_query
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_key_value_heads not in (None, self.key_heads):
+            raise SystolicError("num_key_value_heads contradicts multi_query")
 
     @property
     def key_heads(self) -> int:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...compiler.language import maximum, minimum
 from ...compiler.stream import Stream
 from ...ir.errors import SystolicError
 from ..alibi import falling_with_distance
-from ..blocks import layer_norm, linear
+from ..blocks import clip, layer_norm, linear
 from ..family import Family
 from ..gpt import GptDecoder, Heads, Names, Positions, heads_in_blocks
 from ..spec import Config
@@ -90,7 +89,7 @@ class Mpt(GptDecoder):
     def heads(self, x: Stream, name: str) -> Heads:
         qkv = linear(x, f"{name}.Wqkv", 3 * self.hidden_size)
         if bound := self.attention_fields.clip_qkv:
-            qkv = minimum(maximum(qkv, -bound), bound)
+            qkv = clip(qkv, -bound, bound)
         return heads_in_blocks(qkv, self.num_attention_heads, self.head_size)
 
 
