@@ -28,17 +28,21 @@ from ..ir.types import MAIN
 UNLIMITED = 2**31 - 1  # the context of a model that has no positions: they are counted in i32
 
 
-def learned_positions(name: str, count: int, width: int, *, offset: int = 0) -> Stream:
+def learned_positions(name: str, count: int, width: int, *, offset: int = 0, clock: str = MAIN) -> Stream:
     """Row t + ``offset`` of the table ``name``.weight [count, width]: f32[width]."""
-    table = parameter(f"{name}.weight", (count, width))
-    return take(table, position() + offset if offset else position())
+    table, row = parameter(f"{name}.weight", (count, width)), position(clock)
+    return take(table, row + offset if offset else row)
 
 
-def sinusoidal_positions(width: int, *, base: float = 10000.0) -> Stream:
+def sinusoidal_positions(width: int, *, base: float = 10000.0, clock: str = MAIN) -> Stream:
     """Sines of t * base^(-2i/width) in the first half, cosines in the second: f32[width]."""
-    frequencies = (base ** (-np.arange(0, width, 2) / width)).astype(np.float32)
-    angles = position().cast("f32") * frequencies
-    return concatenate([sin(angles), cos(angles)[: width // 2]])
+    return sinusoids(position(clock), base ** (-np.arange(0, width, 2) / width))[:width]
+
+
+def sinusoids(place: Stream, frequencies: np.ndarray) -> Stream:
+    """Sines of ``place`` i32[] times each of ``frequencies`` [n], and behind them cosines: f32[2 * n]."""
+    angles = place.cast("f32") * frequencies.astype(np.float32)
+    return concatenate([sin(angles), cos(angles)])
 
 
 def learned_positions_of_text(name: str, count: int, width: int, token: Stream, padding: int) -> Stream:
