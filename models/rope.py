@@ -42,7 +42,7 @@ class Rope:
         return int(head_size * self.partial_rotary_factor)
 
     def base(self, width: int) -> np.ndarray:
-        """The unscaled frequencies in float64, [width / 2]."""
+        """The unscaled frequencies in float64, [width / 2], rounded up where the width is odd."""
         return self.rope_theta ** (-np.arange(0, width, 2) / width)
 
     def frequencies(self, width: int) -> np.ndarray | Stream:
@@ -91,6 +91,22 @@ class DynamicRope(Rope):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NtkRope(Rope):
+    """A base that is stretched once and for all, by ``alpha``^(width / (width - 2))."""
+
+    # Settings of other scalings, which files carry along.
+    harmless: ClassVar[frozenset[str]] = frozenset(
+        ["beta_fast", "beta_slow", "factor", "mscale", "mscale_all_dim"]
+    )
+
+    alpha: float
+
+    def base(self, width: int) -> np.ndarray:
+        exponents = -np.arange(0, width, 2) / max(width - 2, 1)
+        return super().base(width) * self.alpha**exponents
+
+
+@dataclass(frozen=True, kw_only=True)
 class Llama3Rope(Rope):
     """Long wavelengths divided by ``factor``, short ones kept, a blend between the two."""
 
@@ -132,9 +148,9 @@ class YarnRope(Rope):
         if self.truncate:
             first, last = math.floor(first), math.ceil(last)
         first, last = max(first, 0), min(last, width - 1)
-        ramp = (np.arange(width // 2) - first) / (last - first if last != first else 0.001)
-        divided = np.clip(ramp, 0.0, 1.0)
         base = self.base(width)
+        ramp = (np.arange(len(base)) - first) / (last - first if last != first else 0.001)
+        divided = np.clip(ramp, 0.0, 1.0)
         return base * (1 - divided) + base / self.stretch * divided
 
     def _pair_with_turns(self, turns: float, width: int) -> float:
@@ -171,8 +187,8 @@ class LongRope(Rope):
 
     def frequencies(self, width: int) -> np.ndarray | Stream:
         for name in ("short_factor", "long_factor"):
-            if len(getattr(self, name)) != width // 2:
-                raise SystolicError(f"{name} must hold {width // 2} numbers, one for each pair")
+            if len(getattr(self, name)) != len(self.base(width)):
+                raise SystolicError(f"{name} must hold {len(self.base(width))} numbers, one for each pair")
         short, long = self.base(width) / self.short_factor, self.base(width) / self.long_factor
         is_short = position() + 1 <= self.original
         return where(is_short, short.astype(np.float32), long.astype(np.float32))
@@ -214,6 +230,7 @@ class RopeFields:
     """The fields of a config.json that describe rotary positions, in the layouts of 5.x and before."""
 
     default_theta: ClassVar[float] = 10000.0
+    turns_whole_heads: ClassVar[bool] = False  # whatever partial_rotary_factor asks for
 
     max_position_embeddings: Size = 2048
     rope_parameters: Config | None = None
@@ -248,6 +265,11 @@ class RopeFields:
         values = {"rope_type": old_name, **_present(outside), **_present(inside), **_present(limits)}
         merged = Config(settings.source, values)
         kind = merged.text("rope_type")
+        in_part = kind != "proportional" and merged.values.get("partial_rotary_factor", 1.0) != 1.0
+        if self.turns_whole_heads and in_part:
+            raise SystolicError(
+                f"{settings.source}: partial_rotary_factor must be 1: this family turns whole heads"
+            )
         scalings = self.scalings(merged)
         if kind not in scalings:
             raise SystolicError(
@@ -273,7 +295,7 @@ class RopeByLayerType(RopeFields):
         if self.rope_parameters is None:
             is_full = layer_type == "full_attention"
             settings = (self.rope_scaling if is_full else None) or Config("rope_parameters", {})
-            return self.scaling(settings, self.theta_of(layer_type, nested=False))
+            return self.scaling(settings, self.theta_of(layer_type))
         flat = set(self.rope_parameters.values) - {"full_attention", "sliding_attention"}
         if flat:
             raise SystolicError(
@@ -282,10 +304,10 @@ class RopeByLayerType(RopeFields):
             )
         nested = self.rope_parameters.values.get(layer_type) is not None
         settings = self.rope_parameters.section(layer_type) if nested else Config(layer_type, {})
-        return self.scaling(settings, self.theta_of(layer_type, nested=True))
+        return self.scaling(settings, self.theta_of(layer_type))
 
-    def theta_of(self, layer_type: str, *, nested: bool) -> float:
-        """The theta of a layer type whose settings have none, in either layout."""
+    def theta_of(self, layer_type: str) -> float:
+        """The theta of a layer type whose settings have none."""
         raise NotImplementedError
 
 
@@ -296,8 +318,8 @@ def _present(values: dict) -> dict:
 def rotation(rope: Rope, head_size: int) -> CosSin:
     """Cosine and sine of this position's angles, f32[width / 2] each; computed once for all layers."""
     width = rope.width(head_size)
-    if width < 2 or width % 2:
-        raise SystolicError(f"rotary positions need an even number of elements, not {width} of {head_size}")
+    if width < 2 or 2 * len(rope.base(width)) > head_size:
+        raise SystolicError(f"rotary positions need pairs of elements, not {width} of {head_size}")
     frequencies = rope.frequencies(width)
     if isinstance(frequencies, np.ndarray):
         frequencies = frequencies.astype(np.float32)  # type: ignore[assignment]

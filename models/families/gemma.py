@@ -1,4 +1,8 @@
-"""Gemma 2: bounded scores and logits, four norms in a layer, every other layer with a window."""
+"""Gemma: embeddings times the root of their width, norms whose weights are offsets from one.
+
+Gemma 2 bounds scores and logits, has four norms in a layer and a window in every other layer; Gemma 3
+norms queries and keys instead of bounding their scores, and turns them by another theta where it slides.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +14,20 @@ from ...compiler.stream import Stream
 from ..blocks import gated_mlp, rms_norm, soft_cap
 from ..decoder import LayerTypes, Norms, RotaryDecoder
 from ..family import LLAMA_NAMING, Family
+from ..rope import Rope, RopeByLayerType
 from ..spec import Size
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gemma2(LayerTypes, RotaryDecoder):
-    norms: ClassVar[Norms] = Norms(
-        "input_layernorm",
-        "post_attention_layernorm",
-        "pre_feedforward_layernorm",
-        "post_feedforward_layernorm",
-    )
+class Gemma(RotaryDecoder):
+    harmless: ClassVar[frozenset[str]] = frozenset({"hidden_activation"})  # which nothing reads
+    turns_whole_heads: ClassVar[bool] = True
 
     max_position_embeddings: Size = 8192
-    num_key_value_heads: Size | None = 4
+    num_key_value_heads: Size | None = 16
     head_dim: Size | None = 256
-    # The activation that counts; some files name one as hidden_act, too, which nothing reads.
-    hidden_activation: str = "gelu_pytorch_tanh"
+    hidden_act: str = "gelu_pytorch_tanh"
     attention_bias: bool = False
-    query_pre_attn_scalar: float = 256.0
-    attn_logit_softcapping: float | None = 50.0
-    final_logit_softcapping: float | None = 30.0
     tie_word_embeddings: bool = True
 
     @property
@@ -40,6 +37,41 @@ class Gemma2(LayerTypes, RotaryDecoder):
     @property
     def output_bias(self) -> bool:
         return self.attention_bias
+
+    @property
+    def activation(self) -> str:
+        """The first files say gelu and mean its approximation."""
+        return "gelu_pytorch_tanh" if self.hidden_act == "gelu" else self.hidden_act
+
+    def norm(self, x: Stream, name: str) -> Stream:
+        return rms_norm(x, name, self.rms_norm_eps, offset=1.0)
+
+    def mlp(self, x: Stream, name: str) -> Stream:
+        return gated_mlp(x, name, self.intermediate_size, self.activation)
+
+    def embed(self, token: Stream) -> Stream:
+        return super().embed(token) * math.sqrt(self.hidden_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemma2(LayerTypes, Gemma):
+    norms: ClassVar[Norms] = Norms(
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    )
+
+    num_key_value_heads: Size | None = 4
+    # The activation that counts; some files name one as hidden_act, too, which nothing reads.
+    hidden_activation: str = "gelu_pytorch_tanh"
+    query_pre_attn_scalar: float = 256.0
+    attn_logit_softcapping: float | None = 50.0
+    final_logit_softcapping: float | None = 30.0
+
+    @property
+    def activation(self) -> str:
+        return self.hidden_activation
 
     @property
     def score_scale(self) -> float:
@@ -52,19 +84,46 @@ class Gemma2(LayerTypes, RotaryDecoder):
     def slides(self, i: int) -> bool:
         return i % 2 == 0
 
-    def norm(self, x: Stream, name: str) -> Stream:
-        return rms_norm(x, name, self.rms_norm_eps, offset=1.0)
-
-    def mlp(self, x: Stream, name: str) -> Stream:
-        return gated_mlp(x, name, self.intermediate_size, self.hidden_activation)
-
-    def embed(self, token: Stream) -> Stream:
-        return super().embed(token) * math.sqrt(self.hidden_size)
-
     def head(self, x: Stream) -> Stream:
         logits = super().head(x)
         cap = self.final_logit_softcapping
         return logits if cap is None else soft_cap(logits, cap)
 
 
-FAMILIES = {"gemma2": Family(Gemma2, LLAMA_NAMING)}
+@dataclass(frozen=True, kw_only=True)
+class Gemma3(RopeByLayerType, Gemma2):
+    # What the list of layers was made from.
+    harmless: ClassVar[frozenset[str]] = frozenset({"_sliding_window_pattern"})
+    default_theta: ClassVar[float] = 1e6
+
+    max_position_embeddings: Size = 131072
+    rope_local_base_freq: float | None = None
+    sliding_window_pattern: Size = 6
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+
+    @property
+    def score_cap(self) -> float | None:
+        return None  # whatever attn_logit_softcapping says
+
+    def slides(self, i: int) -> bool:
+        return (i + 1) % self.sliding_window_pattern != 0
+
+    def layer_rope(self, i: int) -> Rope:
+        return self.rope_of(self.layer_type(i))
+
+    def theta_of(self, layer_type: str) -> float:
+        if layer_type == "full_attention":
+            return self.rope_theta or self.default_theta
+        return self.rope_local_base_freq or 10000.0
+
+    def heads(self, x: Stream, name: str) -> tuple[Stream, Stream, Stream]:
+        q, k, v = super().heads(x, name)
+        return self.norm(q, f"{name}.q_norm"), self.norm(k, f"{name}.k_norm"), v
+
+
+FAMILIES = {
+    "gemma": Family(Gemma, LLAMA_NAMING),
+    "gemma2": Family(Gemma2, LLAMA_NAMING),
+    "gemma3_text": Family(Gemma3, LLAMA_NAMING),
+}

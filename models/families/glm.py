@@ -1,4 +1,4 @@
-"""GLM-4: half of each head turned in neighbouring pairs, norms on both sides of each branch."""
+"""GLM: half of each head turned in neighbouring pairs. GLM-4: norms on both sides of each branch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from ..spec import Size
 
 
 @dataclass(frozen=True, kw_only=True)
-class Glm4(RotaryDecoder):
-    norms: ClassVar[Norms] = Norms(
-        "input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"
-    )
+class Glm(RotaryDecoder):
     interleaved: ClassVar[bool] = True
 
     max_position_embeddings: Size = 131072
@@ -34,4 +31,11 @@ class Glm4(RotaryDecoder):
         return fused_gated_mlp(x, name, self.intermediate_size, self.hidden_act)
 
 
-FAMILIES = {"glm4": Family(Glm4, LLAMA_NAMING)}
+@dataclass(frozen=True, kw_only=True)
+class Glm4(Glm):
+    norms: ClassVar[Norms] = Norms(
+        "input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"
+    )
+
+
+FAMILIES = {"glm": Family(Glm, LLAMA_NAMING), "glm4": Family(Glm4, LLAMA_NAMING)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ...compiler.stream import Stream
 from ..blocks import gated_mlp
@@ -13,6 +14,8 @@ from ..spec import Size
 
 @dataclass(frozen=True, kw_only=True)
 class Llama(RotaryDecoder):
+    turns_whole_heads: ClassVar[bool] = True
+
     attention_bias: bool = False
     mlp_bias: bool = False
 
@@ -30,6 +33,8 @@ class Llama(RotaryDecoder):
 
 @dataclass(frozen=True, kw_only=True)
 class Mistral(RotaryDecoder):
+    turns_whole_heads: ClassVar[bool] = True
+
     # What the library assumes where a config is silent; a window of null sees all of the past.
     max_position_embeddings: Size = 131072
     num_key_value_heads: Size | None = 8
