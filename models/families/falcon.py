@@ -36,6 +36,7 @@ class Falcon(RotaryGpt):
         "activation": "hidden_act",
         "layer_norm_epsilon": "layer_norm_eps",
     }
+    turns_whole_heads: ClassVar[bool] = True
 
     hidden_act: str = "gelu"
     num_kv_heads: Size | None = None
@@ -54,8 +55,6 @@ class Falcon(RotaryGpt):
             raise SystolicError("parallel_attn must be true where new_decoder_architecture is")
         if self.parallel_attn and self.norm_count not in ((1, 2) if self.new_decoder_architecture else (1,)):
             raise SystolicError(f"num_ln_in_parallel_attn cannot be {self.norm_count} in this architecture")
-        if self.partial_rotary_factor not in (None, 1.0):
-            raise SystolicError("partial_rotary_factor must be 1: whole heads turn")
 
     @property
     def norm_count(self) -> int:

@@ -18,6 +18,7 @@ class Starcoder2(RotaryDecoder):
     harmless: ClassVar[frozenset[str]] = frozenset({
         "residual_dropout", "embedding_dropout", "mlp_type", "norm_type",
     })  # fmt: skip
+    turns_whole_heads: ClassVar[bool] = True
 
     max_position_embeddings: Size = 4096
     num_key_value_heads: Size | None = 2
