@@ -34,6 +34,7 @@ def model_page(stages: Stages, stage: str, expand: Iterable[str] = ()) -> str:
         "capacity": capacity,
         "passes": passes,
         "changes": changes,
+        "pass": list(stages.passes).index(stage) if stage in stages.passes else 0,
         "programs": [_graph_record(name, program.graph, capacity) for name, program in programs.items()],
         "states": [state_record(state) for state in programs["decode"].states] if "decode" in programs else [],
         "certificate": str(last.certificate()),

@@ -153,7 +153,8 @@ class Hierarchy {
 }
 
 function shortName(node) {
-  if (node.inside) return node.name.slice(node.name.lastIndexOf("/") + 1);
+  if (isState(node)) return node.name.slice(node.name.lastIndexOf(".") + 1);
+  if (node.inside) return node.name.slice(node.name.lastIndexOf("/") + 1).replace(`${node.inside.scope}.`, "");
   return node.scope && node.name.startsWith(`${node.scope}.`) ? node.name.slice(node.scope.length + 1) : node.name;
 }
 

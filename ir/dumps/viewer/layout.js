@@ -170,7 +170,7 @@ function crossings(rows) {
   return total;
 }
 
-/** Places along each rank: every slot as near to its neighbours' means as its order allows. */
+/** Places along each rank: every slot near its neighbours, as far as its order allows. */
 function placeAcross(slots, rows) {
   for (const row of rows) {
     let x = 0;
@@ -182,9 +182,22 @@ function placeAcross(slots, rows) {
   }
   const sweeps = slots.length > 3000 ? 6 : 2 * SWEEPS;
   for (let sweep = 0; sweep < sweeps; sweep++) {
-    const sides = sweep >= sweeps - 4 ? ["up", "down"] : sweep % 2 ? ["down"] : ["up"];
-    const visited = sweep % 2 ? [...rows].reverse() : rows;
-    for (const row of visited) settleRow(row, sides);
+    const isDown = sweep % 2 === sweeps % 2, sides = isDown ? ["up", "down"] : ["down", "up"];
+    const choose = sweep < sweeps / 2 ? mean : median; // means bring parts together, medians make lines straight
+    for (const row of isDown ? rows : [...rows].reverse()) settleRow(row, sides, choose);
+  }
+  for (let pass = 0; pass < 2; pass++) for (const row of rows) settleRow(row, ["up", "down"], median, true);
+  closeGaps(slots);
+}
+
+/** Moves what stands apart together: no part of the width stays empty in all ranks. */
+function closeGaps(slots) {
+  const ordered = [...slots].sort((a, b) => a.x - b.x);
+  let shift = 0, end = ordered[0].x;
+  for (const slot of ordered) {
+    shift += Math.max(0, slot.x - end - GAP.item);
+    end = Math.max(end, slot.x + slot.width);
+    slot.x -= shift;
   }
 }
 
@@ -192,33 +205,55 @@ function gapAfter(slot) {
   return slot.item < 0 ? GAP.passing : GAP.item;
 }
 
-/** Least squares under an order: neighbours that would overlap become one block at their mean. */
-function settleRow(row, sides) {
+/** Each slot where its neighbours want it, in order: slots that would overlap become one block.
+
+    The neighbours on the first side count; those on the second choose between equal places, or count
+    as much with `areEqual`. */
+function settleRow(row, [first, second], choose, areEqual = false) {
   const blocks = [];
   let offset = 0;
   for (const slot of row) {
-    let sum = 0, weight = 0;
-    for (const side of sides) {
-      for (const end of slot[side]) {
-        sum += end.weight * (end.slot.x + end.other - end.own);
-        weight += end.weight;
-      }
-    }
-    if (!weight) {
-      sum = slot.x * 0.01;
-      weight = 0.01;
-    }
+    const wanted = [];
     slot.offset = offset;
     offset += slot.width + gapAfter(slot);
-    let block = { sum: sum - slot.offset * weight, weight, slots: [slot] };
-    while (blocks.length && blocks.at(-1).sum / blocks.at(-1).weight > block.sum / block.weight) {
-      const before = blocks.pop();
-      for (const member of block.slots) before.slots.push(member);
-      block = { sum: before.sum + block.sum, weight: before.weight + block.weight, slots: before.slots };
+    const own = slot[first].length ? first : second;
+    for (const end of slot[own]) wanted.push([end.slot.x + end.other - end.own - slot.offset, end.weight]);
+    if (own === first) {
+      const weight = areEqual ? 1 : 0.01;
+      for (const end of slot[second]) wanted.push([end.slot.x + end.other - end.own - slot.offset, weight * end.weight]);
+    }
+    if (!wanted.length) wanted.push([slot.x - slot.offset, 0.01]);
+    let block = { wanted, slots: [slot], x: choose(wanted, slot.x - slot.offset) };
+    while (blocks.length && blocks.at(-1).x > block.x) {
+      const before = blocks.pop(), joined = before.wanted.concat(block.wanted);
+      block = { wanted: joined, slots: before.slots.concat(block.slots), x: choose(joined, block.x) };
     }
     blocks.push(block);
   }
-  for (const { sum, weight, slots } of blocks) for (const slot of slots) slot.x = sum / weight + slot.offset;
+  for (const { x, slots } of blocks) for (const slot of slots) slot.x = x + slot.offset;
+}
+
+function mean(pairs) {
+  let sum = 0, weight = 0;
+  for (const [value, own] of pairs) {
+    sum += own * value;
+    weight += own;
+  }
+  return sum / weight;
+}
+
+/** The weighted median of [value, weight] pairs; between two medians, what is nearest to `current`. */
+function median(pairs, current) {
+  if (pairs.length === 1) return pairs[0][0];
+  pairs.sort((a, b) => a[0] - b[0]);
+  const half = pairs.reduce((sum, [, weight]) => sum + weight, 0) / 2;
+  let below = 0;
+  for (let i = 0; i < pairs.length; i++) {
+    below += pairs[i][1];
+    if (Math.abs(below - half) < 1e-9 && i + 1 < pairs.length) return Math.max(pairs[i][0], Math.min(pairs[i + 1][0], current));
+    if (below > half) return pairs[i][0];
+  }
+  return pairs.at(-1)[0];
 }
 
 function placed(items, edges, directed, slots, rows, chains) {

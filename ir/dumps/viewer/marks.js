@@ -23,7 +23,7 @@ function drawItem(view, pane) {
   const heat = pane.heatTo ? pane.heat(view) / pane.heatTo : 0;
   const style = heat ? ` style="--heat:${(100 * Math.sqrt(heat)).toFixed(1)}%"` : "";
   if (heat) names.push("hot");
-  const units = isBox && (view.range || (item.kind === "fold" ? item.children : null));
+  const units = unitsOf(view);
   const cards = units ? `<rect class="card" x="${x + 8}" y="${y + 8}" width="${width}" height="${height}" rx="7"/><rect class="card" x="${x + 4}" y="${y + 4}" width="${width}" height="${height}" rx="7"/>` : "";
   const shape = item.op === "input" ? `rx="${Math.min(height / 2, 18)}"` : 'rx="7"';
   const strip = isBox || item.op === "input" ? "" : `<path class="strip" d="M${x + 1} ${y + 7}a6 6 0 0 1 3 -5v${height - 4}a6 6 0 0 1 -3 -5z"/>`;
@@ -35,7 +35,7 @@ function drawItem(view, pane) {
 /** Small texts at the border: the share of the cost, what a pass changed, the outputs that a node is. */
 function drawBadges(view, pane, heat) {
   const { item, x, y, width, height } = view, texts = [];
-  if (heat && pane.heatOf) texts.push([`${percent(pane.heat(view) / pane.heatOf)}`, "share"]);
+  if (heat && pane.share(view) >= 5e-5) texts.push([percent(pane.share(view)), "share"]);
   if (item instanceof Box) {
     const { added, removed, changed } = view.about.changes;
     if (added) texts.push([`+${added}`, "added"]);
@@ -82,6 +82,7 @@ function stepper(view, pane) {
 
 function drawPort(port) {
   const { x, y, width, height, text, kind, end } = port;
+  if (!text) return `<circle class="port ${kind} ${end}" cx="${x + 4}" cy="${y + 4}" r="3"><title>${escape(port.stream.name)}</title></circle>`;
   return `<g class="port ${kind} ${end}" data-key="${escape(port.stream.name)}"><rect x="${x}" y="${y}" width="${width}" height="${height}" rx="8"/><text x="${x + width / 2}" y="${y + 11.5}">${escape(text)}</text></g>`;
 }
 
@@ -116,16 +117,19 @@ function round(number) {
 }
 
 function arrowHead(route) {
-  const { x, y } = route.points.at(-1), isUp = y < route.points.at(-2).y || (y === route.points.at(-2).y && y < route.points[0].y);
-  const back = isUp ? 7 : -7;
+  const { x, y } = route.points.at(-1), back = isUpward(route) ? 7 : -7;
   return `<path class="head" d="M${round(x)} ${round(y)}l-3.5 ${back}h7z"/>`;
+}
+
+function isUpward({ points }) {
+  return points.at(-1).y < points[0].y;
 }
 
 function drawRouteLabel(route) {
   const accesses = [...route.accesses].filter((access) => access !== "t");
   if (!accesses.length) return "";
   const text = accesses.length > 2 ? `${accesses.length} accesses` : accesses.join(" "), size = textWidth(text, "mono") + 8;
-  const end = route.points.at(-1), { x } = end, y = end.y - (route.to.end ? 8 : 20);
+  const end = route.points.at(-1), { x } = end, y = isUpward(route) ? end.y + 18 : end.y - (route.to.end ? 8 : 20);
   return `<g class="access-label ${route.kind}"><rect x="${x - size / 2}" y="${y - 8}" width="${size}" height="14" rx="7"/><text x="${x}" y="${y + 2.5}">${escape(text)}</text></g>`;
 }
 
@@ -135,6 +139,6 @@ function spoken(view) {
     const { item } = view;
     return `${shortName(item)}, ${item.op}, ${item.type}${item.change ? `, ${item.change}` : ""}`;
   }
-  const units = view.range || (view.item.kind === "fold" ? view.item.children : null);
+  const units = unitsOf(view);
   return `${view.label || view.item.label}${units ? `, ${units.length} layers that are alike` : ""}, ${count(view.about.nodes)} nodes`;
 }

@@ -46,7 +46,7 @@ class Pane {
     svg.addEventListener("pointerover", (event) => this.viewer.hover(this, event.target.closest("[data-key]")?.dataset.key ?? null));
     svg.addEventListener("pointerleave", () => this.viewer.hover(this, null));
     svg.addEventListener("keydown", (event) => this.onKey(event));
-    svg.addEventListener("focus", () => this.viewer.focusPane(this));
+    svg.addEventListener("focus", () => svg.matches(":focus-visible") && this.viewer.focusPane(this));
   }
 
   startDrag(event) {
@@ -71,6 +71,7 @@ class Pane {
   }
 
   onClick(event) {
+    this.viewer.active = this;
     this.svg.focus({ preventScroll: true });
     const act = event.target.closest("[data-act]"), item = event.target.closest("[data-key]");
     if (act) this.viewer.act(this, act.dataset.act, act.dataset.of);
@@ -101,6 +102,10 @@ class Pane {
     this.draw();
   }
 
+  share(view) {
+    return this.heatOf ? this.cost(view)[this.viewer.heat] / this.heatOf : 0;
+  }
+
   totalCost(measure) {
     return this.hierarchy.root.nodes.reduce((sum, node) => sum + nodeCost(node)[measure], 0);
   }
@@ -109,8 +114,9 @@ class Pane {
     return view.item instanceof Box ? view.about.cost : nodeCost(view.item);
   }
 
+  /** What a box is coloured by: its cost, of layers that are alike that of one. */
   heat(view) {
-    return this.viewer.heat === null ? 0 : this.cost(view)[this.viewer.heat];
+    return this.viewer.heat === null ? 0 : this.cost(view)[this.viewer.heat] / (unitsOf(view)?.length ?? 1);
   }
 
   /** The view of a key: its own, or that of the innermost visible box around it. */
@@ -222,20 +228,45 @@ class Pane {
     const across = (width - 2 * margin) / Math.max(1, this.scene.width), down = (height - 2 * margin) / Math.max(1, this.scene.height);
     const zoom = Math.max(ZOOM.least, Math.min(1.15, across, Math.max(down, 0.6)));
     const y = this.scene.height * zoom < height ? Math.max(margin, (height - this.scene.height * zoom) / 2) : margin;
+    cancelAnimationFrame(this.gliding);
     this.camera = { x: (width - this.scene.width * zoom) / 2, y, zoom };
     this.moved();
   }
 
   /** Moves the camera so that a box or node is in sight, if it is not. */
-  reveal(view, always = false) {
+  reveal(view) {
     const { width, height } = this.svg.getBoundingClientRect(), { x, y } = this.toScreen(view.x, view.y);
     const [w, h] = [view.width * this.camera.zoom, Math.min(view.height * this.camera.zoom, height - 80)];
     const isInSight = x > 8 && y > 8 && x + w < width - 8 && y + h < height - 8;
-    if (isInSight && !always) return;
-    if (this.camera.zoom < 0.45) this.zoomAt(0.8 / this.camera.zoom, 0, 0);
-    const at = this.toScreen(view.x, view.y);
-    const [shownWidth, shownHeight] = [view.width * this.camera.zoom, view.height * this.camera.zoom];
-    this.pan((width - shownWidth) / 2 - at.x, (shownHeight > height - 80 ? 40 : (height - shownHeight) / 2) - at.y);
+    if (isInSight) return;
+    if (view.open) return this.frame(view);
+    const zoom = this.camera.zoom < 0.45 ? 0.8 : this.camera.zoom;
+    this.glide({ x: (width - view.width * zoom) / 2 - view.x * zoom, y: (height - view.height * zoom) / 2 - view.y * zoom, zoom });
+  }
+
+  /** Moves the camera to a box that was opened, small enough to see its whole width, near its old place. */
+  frame(view) {
+    const { width, height } = this.svg.getBoundingClientRect();
+    const across = (width - 32) / view.width, down = (height - 32) / view.height;
+    const zoom = Math.max(ZOOM.least, Math.min(this.camera.zoom, 1.15, Math.max(across, 0.55), Math.max(across, 0.55, down)));
+    const own = { x: view.x * zoom, y: view.y * zoom, width: view.width * zoom, height: view.height * zoom };
+    const x = own.width > width - 32 ? 16 - own.x + Math.min(0, (width - 32 - own.width) / 2) : (width - own.width) / 2 - own.x;
+    const top = this.toScreen(view.x, view.y).y, most = own.height > height - 32 ? 16 : height - 16 - own.height;
+    const y = Math.max(16, Math.min(top, most)) - own.y;
+    this.glide({ x, y, zoom });
+  }
+
+  /** Moves the camera in a fifth of a second, or at once where motion is unwanted. */
+  glide(to) {
+    cancelAnimationFrame(this.gliding);
+    const from = { ...this.camera }, start = performance.now(), isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    const frame = (now) => {
+      const part = isStill ? 1 : Math.min(1, Math.max(0, (now - start) / 200)), eased = 1 - (1 - part) ** 3;
+      for (const key of ["x", "y", "zoom"]) this.camera[key] = from[key] + (to[key] - from[key]) * eased;
+      this.moved();
+      if (part < 1) this.gliding = requestAnimationFrame(frame);
+    };
+    frame(start);
   }
 
   toScreen(x, y) {

@@ -101,7 +101,7 @@ class Panel {
     const whole = HEATS.map(([, index]) => pane.totalCost(index));
     const rows = HEATS.map(([name, index], i) => [name, costText(total[index], whole[i], index)]);
     const measure = this.viewer.heat ?? 0, most = mostCostly(nodes, measure);
-    const list = most.map(({ node, times, value }) => `<tr><td>${link(node, pane)}${times > 1 ? ` <span class="times">× ${times}</span>` : ""}</td><td class="number">${whole[HEATS.findIndex(([, i]) => i === measure)] ? percent(value / pane.totalCost(measure)) : ""}</td></tr>`);
+    const list = most.map(({ node, times, value }) => `<tr><td>${link(node, pane, 2)}${times > 1 ? ` <span class="times">× ${times}</span>` : ""}</td><td class="number">${whole[HEATS.findIndex(([, i]) => i === measure)] ? percent(value / pane.totalCost(measure)) : ""}</td></tr>`);
     const name = HEATS.find(([, index]) => index === measure)[0];
     return `<h4>cost of one position, at the last of ${count(this.viewer.data.capacity)}</h4>${table(rows)}${list.length ? `<h4>most ${name}</h4><table>${list.join("")}</table>` : ""}`;
   }
@@ -218,8 +218,10 @@ class Panel {
   }
 }
 
-function link(node, pane) {
-  return `<a href="#" data-go="${escape(node.name)}" data-in="${escape(pane.stage.name)}">${escape(shortName(node))}</a>`;
+/** A node to click on: its short name, or the last `words` of its whole one. */
+function link(node, pane, words = 0) {
+  const text = words ? node.name.split(/\.(?!\d)|\//).slice(-words).join(".") : shortName(node);
+  return `<a href="#" data-go="${escape(node.name)}" data-in="${escape(pane.stage.name)}">${escape(text)}</a>`;
 }
 
 function accessChip({ access, kind }) {

@@ -54,7 +54,7 @@ function clip(text, length) {
 }
 
 function boxLines(view, about) {
-  const label = view.label || view.item.label, units = view.range || (view.item.kind === "fold" ? view.item.children : null);
+  const label = view.label || view.item.label, units = unitsOf(view);
   const title = [{ text: label, font: "bold" }];
   if (units) title.push({ text: `× ${units.length}`, font: "bold", class: "times" });
   if (view.item.kind === "loop") title.push({ text: `loop × ${view.item.loop.params.find(([key]) => key === "length")?.[1] ?? ""}`, font: "plain", class: "muted" });
@@ -65,6 +65,11 @@ function boxLines(view, about) {
   if (about.kept.length > 3) kept.push({ text: `+${about.kept.length - 3}`, font: "mono", class: "muted" });
   if (kept.length) lines.push(kept);
   return lines;
+}
+
+/** The layers that one box stands for, if it stands for several. */
+function unitsOf(view) {
+  return view.range || (view.item.kind === "fold" ? view.item.children : null);
 }
 
 function sizeOf(lines) {
@@ -226,6 +231,7 @@ function sizeView(view, level, graph, showsWeights) {
     return;
   }
   const edges = level ? [...level.edges.values()] : [];
+  if (level) shrinkPassing(level, edges);
   const items = level ? level.items : [];
   view.layout = layoutOf(items, edges.map((edge) => ({
     from: edge.from.item.index,
@@ -243,6 +249,16 @@ function sizeView(view, level, graph, showsWeights) {
   (level ? level.items : []).forEach((item, i) => {
     if (item.end) item.x0 = view.inset + view.layout.places[i].x + item.width / 2;
   });
+}
+
+/** Ports that only lead on to the ports of one box inside are dots without a name. */
+function shrinkPassing(level, edges) {
+  const named = new Set();
+  for (const { from, to } of edges) {
+    if (from.item.end && !to.port) named.add(from.item);
+    if (to.item.end && !from.port) named.add(to.item);
+  }
+  for (const port of level.ports.values()) if (!named.has(port)) Object.assign(port, { text: "", width: 8, height: 8 });
 }
 
 function edgeX({ item, port }, kind) {

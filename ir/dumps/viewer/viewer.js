@@ -5,7 +5,7 @@ const HEATS = [["multiply-adds", 0], ["elementwise operations", 1], ["bytes read
 class Viewer {
   constructor(data) {
     Object.assign(this, { data, folding: new Folding(), selected: null, hovered: null, heat: null, showsWeights: false, traced: null });
-    this.pass = data.passes.length - 1;
+    this.pass = data.pass;
     this.graphs = new Map();
     this.panes = new Map();
     this.stages = [
@@ -88,7 +88,7 @@ class Viewer {
   aboutPass(graph) {
     const { added, removed, changed } = countChanges(graph);
     const about = aboutGraph(graph);
-    return this.pass ? `${about} · +${count(added)} −${count(removed)} ~${count(changed)}` : about;
+    return added + removed + changed ? `${about} · +${count(added)} −${count(removed)} ~${count(changed)}` : about;
   }
 
   anyGraph(find) {
@@ -116,8 +116,19 @@ class Viewer {
     if (typeof shown === "number" && view.item.number !== shown) return this.showUnit(pane, fold, view.item.number);
     this.folding.toggle(view.item);
     this.openOnly(view.item);
+    this.selected = key;
     this.arrange(key);
-    this.panel.render();
+    this.afterSelection(pane);
+    this.frameAll(key);
+  }
+
+  /** Brings what was opened or closed into sight, in each pane that has it. */
+  frameAll(key) {
+    for (const pane of this.panes.values()) {
+      const view = this.primary(pane) || pane.viewAt(key);
+      if (view?.open) pane.frame(view);
+      else if (view) pane.reveal(view);
+    }
   }
 
   nearestUnit(view, shown) {
@@ -140,6 +151,7 @@ class Viewer {
     this.selected = isInside ? moveKey(this.selected, fold.fold, before, number) : key;
     this.arrange(fold.key);
     this.afterSelection(pane, true);
+    if (!isInside) this.frameAll(key);
   }
 
   /** The fold that a command of the keyboard is about: that around the selection, or the first open one. */
@@ -173,8 +185,10 @@ class Viewer {
     }
     if (this.folding.unitOf(fold) === "all") this.folding.showUnit(fold, fold.children[0].number);
     else this.folding.units.set(fold.fold.prefix, "all");
+    this.selected = key;
     this.arrange(key);
-    this.panel.render();
+    this.afterSelection(pane);
+    this.frameAll(key);
   }
 
   expandScope(scope) {
@@ -222,7 +236,7 @@ class Viewer {
       each.mark();
       const view = this.selected && (each === pane ? each.viewAt(this.selected) : this.primary(each));
       if (view && (each !== pane || isRevealed)) each.reveal(view);
-      if (view && each === pane && document.activeElement === pane.svg) each.reveal(view);
+      if (view && !view.open && each === pane && document.activeElement === pane.svg) each.reveal(view);
     }
     history.replaceState(null, "", this.selected ? `#${encodeURIComponent(this.selected)}` : location.pathname + location.search);
     this.linkPanes();
