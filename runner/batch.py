@@ -49,17 +49,24 @@ class Batch:
         self.undo = executable.undo
         interval = self.undo.interval if checkpoint_every is None else checkpoint_every
         self._interval = interval if self.undo.needs_checkpoints else 0
-        self.rows = [Row() for _ in range(executable.options.batch)]
+        self.rows: list[Row] = []
         self._source = executable.inputs.source
         self._room = executable.options.capacity if self._source else 0
-        self._states = executable.fresh_states()
-        for state in executable.programs.states_of(("constant",), self._room):
-            self._states[state.name] = executable.backend.zeros(state.type.static_shape, state.type.dtype)
+        self._states: dict[str, Any] = {}
+        self._lose()
 
     @property
     def capacity(self) -> int:
         """How many positions a row can hold."""
         return self._executable.options.capacity
+
+    def _lose(self) -> None:
+        """Begins anew with empty rows."""
+        executable = self._executable
+        self.rows = [Row() for _ in range(executable.options.batch)]
+        self._states = executable.fresh_states()
+        for state in executable.programs.states_of(("constant",), self._room):
+            self._states[state.name] = executable.backend.zeros(state.type.static_shape, state.type.dtype)
 
     def prepare(self) -> None:
         """Makes every program that reading and moving rows can need."""
@@ -144,8 +151,12 @@ class Batch:
         sources = self._counts({i: len(row.source) for i, row in enumerate(self.rows)})
         inputs = {executable.inputs.token.name: block, "offset": seen, "length": counts}
         inputs |= self._ends(sources) if self._source else {}
-        results, updated = program.run(executable.parameters, inputs, self._states)
-        self._states |= updated
+        try:
+            results, updated = program.run(executable.parameters, inputs, self._states)
+            self._states |= updated
+        except BaseException:  # also Ctrl-C: the states may be used up
+            self._lose()
+            raise
         for row, more in tokens.items():
             self._advance(row, more)
         return results[executable.logits_output]

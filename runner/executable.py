@@ -27,6 +27,7 @@ from .options import GRAPH_CAPACITY, Options, options_for
 from .programs import DerivedPrograms, Programs, ProgramSource
 from .saved_state import load_state, save_state
 from .scheduler import Scheduler
+from .session import Session
 from .snapshot import Snapshot
 from .tokens import Tokenizer
 from .undo import Undo
@@ -114,6 +115,10 @@ class Executable:
     def scheduler(self, **options: Any) -> Scheduler:
         """Serves many requests at once with the rows of this executable; see ``Scheduler``."""
         return Scheduler(self, **options)
+
+    def session(self, prompt: Prompt, **generation: Any) -> Session:
+        """A text that can be paused, edited and steered while it is generated; see ``Session``."""
+        return Session(self, prompt, **generation)
 
     def save_state(self, snapshot: Snapshot, path: str | Path) -> None:
         """Writes the state of a text to a safetensors file."""
