@@ -30,6 +30,8 @@ class RotaryDecoder(RopeFields):
     """Layers of attention and an MLP, each a branch whose result is added to the stream."""
 
     norms: ClassVar[Norms] = Norms()
+    final_norm: ClassVar[str] = "model.norm"
+    output_projection: ClassVar[str] = "o_proj"
     interleaved: ClassVar[bool] = False  # which elements of a head rotary positions turn in pairs
 
     vocab_size: Size
@@ -106,7 +108,7 @@ class RotaryDecoder(RopeFields):
             with scope(f"layers.{i}"):
                 x = self.layer(x, i, rotations[rope] if rope else None)
         with scope("head"):
-            return {"logits": self.head(self.norm(x, "model.norm")).named("logits")}
+            return {"logits": self.head(self.norm(x, self.final_norm)).named("logits")}
 
     def embed(self, token: Stream) -> Stream:
         return embedding(token, "model.embed_tokens", self.vocab_size, self.hidden_size)
@@ -128,7 +130,7 @@ class RotaryDecoder(RopeFields):
         return x if name is None else self.norm(x, f"{layer}.{name}")
 
     def attend(self, x: Stream, i: int, cos_sin: CosSin) -> Stream:
-        name = f"model.layers.{i}.self_attn"
+        name = self.attention_name(i)
         q, k, v = self.heads(x, name)
         q, k = self.rotated(q, k, name, cos_sin)
         mixed = attention(
@@ -140,7 +142,11 @@ class RotaryDecoder(RopeFields):
             softcap=self.score_cap,
         )
         mixed = mixed.reshape(self.num_attention_heads * self.head_size)
-        return linear(mixed, f"{name}.o_proj", self.hidden_size, bias=self.output_bias)
+        return linear(mixed, f"{name}.{self.output_projection}", self.hidden_size, bias=self.output_bias)
+
+    def attention_name(self, i: int) -> str:
+        """What the tensors of the attention in layer ``i`` begin with."""
+        return f"model.layers.{i}.self_attn"
 
     def rotated(self, q: Stream, k: Stream, name: str, cos_sin: CosSin) -> tuple[Stream, Stream]:
         """Queries and keys, turned by their position where the layer has rotary positions."""

@@ -1,4 +1,4 @@
-"""Selective state spaces, the mixers of Mamba and Mamba 2: what decays, enters and leaves is up to the token."""
+"""Selective state spaces, the mixers of Mamba and Mamba 2: tokens decide what stays, enters and leaves."""
 
 from __future__ import annotations
 

@@ -53,6 +53,7 @@ from . import (
     phi3,
     qwen,
     recurrent,
+    recurrent_gemma,
     rwkv,
     seed_oss,
     smollm,
@@ -62,6 +63,7 @@ from . import (
     wavenet,
     whisper,
     xlstm,
+    zamba,
 )
 
 FAMILIES: dict[str, Family] = {
@@ -105,6 +107,7 @@ FAMILIES: dict[str, Family] = {
     **phi3.FAMILIES,
     **qwen.FAMILIES,
     **recurrent.FAMILIES,
+    **recurrent_gemma.FAMILIES,
     **rwkv.FAMILIES,
     **seed_oss.FAMILIES,
     **smollm.FAMILIES,
@@ -114,6 +117,7 @@ FAMILIES: dict[str, Family] = {
     **wavenet.FAMILIES,
     **whisper.FAMILIES,
     **xlstm.FAMILIES,
+    **zamba.FAMILIES,
 }
 
 
