@@ -90,6 +90,17 @@ def _top_k(x: Array, *, k: int) -> Array:
     return jnp.argsort(-x, axis=-1, stable=True)[..., :k].astype(jnp.int32)
 
 
+def _routed_contraction(x: Array, weights: Array, index: Array, *, axes: str) -> Array:
+    matrices, flat = weights.shape[0], index.reshape(-1)
+    flat = jnp.where((flat < 0) | (flat >= matrices), matrices, flat)  # nowhere, which is behind all
+    order = jnp.argsort(flat, stable=True)
+    rows = x.reshape(-1, x.shape[-1])[order // (flat.size // (x.size // x.shape[-1]))]
+    stack = (jnp.swapaxes(weights, 1, 2) if axes == "nd" else weights).astype(x.dtype)
+    products = jax.lax.ragged_dot(rows, stack, jnp.bincount(flat, length=matrices).astype(jnp.int32))
+    products = jnp.where((flat[order] < matrices)[:, None], products, 0)
+    return products[jnp.argsort(order)].reshape(*index.shape, -1).astype(x.dtype)
+
+
 def _read_rows(x: Array, index: Array) -> Array:
     rows = jnp.arange(x.shape[0])[:, None]
     return x[rows, _clipped(index, 0, x.shape[1] - 1)]
@@ -204,3 +215,4 @@ JAX: dict[str, Callable[..., Any]] = {
     "loop": _loop,
     "part": lambda x, index: x[index],
 }
+    "routed_contraction": _routed_contraction,

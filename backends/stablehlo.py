@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from ..compiler.program import Program
 from ..ir.graph import Node
-from ..ir.types import TensorType
+from .stablehlo_control import COUNTER, dynamic_slice, dynamic_update, repeat_while
 from .stablehlo_elementwise import ELEMENTWISE
 from .stablehlo_linear import LINEAR
 from .stablehlo_order import ORDER
@@ -25,7 +25,6 @@ from .stablehlo_text import (
     Value,
     identifier,
     mlir_type,
-    mlir_types,
     quoted,
 )
 
@@ -89,37 +88,31 @@ def _arange(block: Block, node: Node) -> Value:
 
 def _loop(block: Block, node: Node, *operands: Value) -> tuple[Value, ...]:
     """A while over i, the operands, and the results that are joined position by position."""
-    carries, counter = node.params["carries"], TensorType((), "i32")
+    carries, length = node.params["carries"], node.params["length"]
     assert isinstance(node.type, tuple)
     joined = [block.number(0, type_) for type_ in node.type[carries:]]
-    initial = (block.number(0, counter), *operands, *joined)
-    inside = tuple(Value(block.fresh(), value.type) for value in initial)
-    pairs = ", ".join(f"{name} = {value}" for name, value in zip(inside, initial, strict=True))
-    regions = (
-        f"{block.indent}  cond {{\n{_condition(block, node, inside[0]).text}\n"
-        f"{block.indent}  }} do {{\n{_step(block, node, inside).text}\n{block.indent}  }}"
+
+    def going_on(region: Block, carried: Sequence[Value]) -> Value:
+        inside = region.compare("LT", carried[0], region.number(length, COUNTER))
+        if not node.params.get("early"):
+            return inside
+        first = region.compare("EQ", carried[0], region.number(0, COUNTER))
+        return region.same("and", inside, region.same("or", first, carried[1]))
+
+    values = repeat_while(
+        block,
+        node,
+        (block.number(0, COUNTER), *operands, *joined),
+        going_on,
+        lambda region, carried: _step(region, node, carried),
     )
-    text = f"stablehlo.while({pairs}) : {mlir_types(initial)}\n{regions}"
-    values = block.emit_many(text, [value.type for value in initial])
     return (*values[1 : carries + 1], *values[len(operands) + 1 :])
 
 
-def _condition(block: Block, node: Node, i: Value) -> Block:
-    """The region that says whether there is another position."""
-    region = block.nested()
-    region.begin(node)
-    going_on = region.compare("LT", i, region.number(node.params["length"], i.type))
-    region.finish(())
-    region.leave("stablehlo.return", [going_on])
-    return region
-
-
-def _step(block: Block, node: Node, inside: Sequence[Value]) -> Block:
-    """The region that computes one position: the loop's body between slices and updates."""
+def _step(region: Block, node: Node, inside: Sequence[Value]) -> list[Value]:
+    """One position: the loop's body between slices and updates."""
     body, carries, scanned = node.params["body"], node.params["carries"], node.params["scanned"]
     i, arguments = inside[0], inside[1 : len(node.inputs) + 1]
-    region = block.nested()
-    region.begin(node)
     region.arguments = {
         source.name: _position(region, value, i) if carries <= at < carries + scanned else value
         for at, (source, value) in enumerate(zip(body.inputs, arguments, strict=True))
@@ -130,30 +123,19 @@ def _step(block: Block, node: Node, inside: Sequence[Value]) -> Block:
     results: list[Value] = [values[output] for output in body.outputs.values()]  # type: ignore[misc]
     region.begin(node)
     joined = zip(inside[len(arguments) + 1 :], results[carries:], strict=True)
-    updated = [_put(region, whole, part, i) for whole, part in joined]
-    region.finish(())
-    region.leave("stablehlo.return", [following, *results[:carries], *arguments[carries:], *updated])
-    return region
+    updated = [dynamic_update(region, whole, part, _at(whole, i)) for whole, part in joined]
+    return [following, *results[:carries], *arguments[carries:], *updated]
 
 
-def _starts(step: Block, rank: int, i: Value) -> str:
-    zero = step.number(0, i.type)
-    return ", ".join((i if axis == 1 else zero).name for axis in range(rank))
+def _at(x: Value, i: Value) -> list[Value | int]:
+    """Where position i of ``[B, length, …]`` begins."""
+    return [i if axis == 1 else 0 for axis in range(x.type.rank)]
 
 
-def _position(step: Block, x: Value, i: Value) -> Value:
+def _position(region: Block, x: Value, i: Value) -> Value:
     """Position i of ``[B, length, …]``, as ``[B, 1, …]``."""
-    type_ = x.type.with_shape((x.type.shape[0], 1, *x.type.shape[2:]))
-    text = f"stablehlo.dynamic_slice {x}, {_starts(step, x.type.rank, i)}, sizes = {list(type_.static_shape)}"
-    signature = ", ".join([mlir_type(x.type), *[mlir_type(i.type)] * x.type.rank])
-    return step.emit(f"{text} : ({signature}) -> {mlir_type(type_)}", type_)
-
-
-def _put(step: Block, x: Value, part: Value, i: Value) -> Value:
-    """``x`` with position i replaced by ``part``."""
-    text = f"stablehlo.dynamic_update_slice {x}, {part}, {_starts(step, x.type.rank, i)}"
-    signature = ", ".join([mlir_type(x.type), mlir_type(part.type), *[mlir_type(i.type)] * x.type.rank])
-    return step.emit(f"{text} : ({signature}) -> {mlir_type(x.type)}", x.type)
+    rows, _, *rest = x.type.static_shape
+    return dynamic_slice(region, x, _at(x, i), (rows, 1, *rest))
 
 
 def _part(block: Block, node: Node, x: tuple[Value, ...]) -> Value:

@@ -18,30 +18,44 @@ def _shift_right(block: Block, node: Node, x: Value, y: Value) -> Value:
     return block.same(f"shift_right_{kind}", *block.fitted(x, y))
 
 
-def _less(block: Block, x: Value, others: int) -> str:
+def _comparison(block: Block, x: Value, others: int, direction: str = "LT") -> str:
     """The region that compares two elements of x, and looks at nothing of the ``others`` beside them."""
     scalar, index = mlir_type(TensorType((), x.type.dtype)), mlir_type(TensorType((), "i32"))
-    first, second, less = (block.names.numbered(name) for name in ("%first", "%second", "%less"))
+    first, second, holds = (block.names.numbered(name) for name in ("%first", "%second", "%holds"))
     ignored = [block.names.numbered("%beside") for _ in range(2 * others)]
     arguments = [f"{first}: {scalar}", f"{second}: {scalar}", *(f"{name}: {index}" for name in ignored)]
     kind = "FLOAT" if x.type.dtype in FLOATS else "UNSIGNED"
     kind = "SIGNED" if x.type.dtype.startswith("i") else kind
-    compared = f"stablehlo.compare LT, {first}, {second}, {kind} : ({scalar}, {scalar}) -> tensor<i1>"
-    return f"({{ ^block({', '.join(arguments)}): {less} = {compared} stablehlo.return {less} : tensor<i1> }})"
+    compared = (
+        f"stablehlo.compare {direction}, {first}, {second}, {kind} : ({scalar}, {scalar}) -> tensor<i1>"
+    )
+    body = f"{holds} = {compared} stablehlo.return {holds} : tensor<i1>"
+    return f"({{ ^block({', '.join(arguments)}): {body} }})"
 
 
-def _sort(block: Block, node: Node, x: Value) -> Value:
-    order = f"<{{dimension = {node.params['axis']} : i64, is_stable = false}}>"
-    return block.call(f'"stablehlo.sort"({x}) {order} {_less(block, x, 0)}', (x,), x.type)
+def sort_elements(block: Block, x: Value, axis: int) -> Value:
+    """The elements along ``axis``, smallest first."""
+    order = f"<{{dimension = {axis} : i64, is_stable = false}}>"
+    return block.call(f'"stablehlo.sort"({x}) {order} {_comparison(block, x, 0)}', (x,), x.type)
 
 
-def _argsort(block: Block, node: Node, x: Value) -> Value:
-    axis, type_ = node.params["axis"], x.type.with_dtype("i32")
+def sort_indices(block: Block, x: Value, axis: int, direction: str = "LT") -> Value:
+    """The indices of the elements along ``axis``, smallest first (``GT``: largest), equal ones in order."""
+    type_ = x.type.with_dtype("i32")
     index = block.emit(f"stablehlo.iota dim = {axis} : {mlir_type(type_)}", type_)
     order = f"<{{dimension = {axis} : i64, is_stable = true}}>"
     types = f"({mlir_type(x.type)}, {mlir_type(type_)})"
-    text = f'"stablehlo.sort"({x}, {index}) {order} {_less(block, x, 1)} : {types} -> {types}'
+    comparison = _comparison(block, x, 1, direction)
+    text = f'"stablehlo.sort"({x}, {index}) {order} {comparison} : {types} -> {types}'
     return block.emit_many(text, (x.type, type_))[1]
+
+
+def _sort(block: Block, node: Node, x: Value) -> Value:
+    return sort_elements(block, x, node.params["axis"])
+
+
+def _argsort(block: Block, node: Node, x: Value) -> Value:
+    return sort_indices(block, x, node.params["axis"])
 
 
 def _join_at(join: str) -> Lowering:

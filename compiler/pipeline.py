@@ -14,6 +14,7 @@ from ..ir.interpret import interpret
 from ..ir.types import DTYPES, FLOATS
 from ..ir.verify import verify
 from .passes.fold_constants import fold_constants
+from .passes.route import route
 from .passes.share import share
 from .passes.simplify import simplify
 
@@ -22,6 +23,7 @@ Pass = Callable[[Graph], Graph]
 PASSES: tuple[Pass, ...] = (
     fold_constants,
     simplify,  # after folding: a folded constant may turn out to be neutral
+    route,  # after simplify, which brings transposed weights into the letters of contractions
     share,  # last: what was simplified is more often equal
 )
 

@@ -274,6 +274,7 @@ def _linear_samples() -> list[Sample]:
         Sample("softmax", "bf16", (x.astype(BF16),), {"axis": 1}),
         Sample("cumulative_sum", "middle", (random(2, 7, 3),), {"axis": 1}),
         Sample("cumulative_sum", "i32", (integers(2, 9),), {"axis": 1}),
+        *_routed_samples(),
         Sample("cumulative_sum", "u8", (integers(5, low=0, dtype=np.uint8),), {"axis": 0}),
         Sample("cumulative_sum", "one", (random(1, 3),), {"axis": 0}),
     ]
@@ -307,6 +308,32 @@ def _row_samples() -> list[Sample]:
     samples = [
         Sample("take", "first axis", (table, index), {"axis": 0}),
         Sample("take", "last axis", (table, index), {"axis": 1}),
+def _routed_samples() -> list[Sample]:
+    """Few rows and many, of tokens and of choices, of matrices stored both ways; some are sent nowhere."""
+    samples = []
+    for rows, k, matrices in ((1, 1, 1), (2, 3, 5), (5, 2, 2), (40, 2, 3)):
+        index = integers(rows, k, low=-1, high=matrices + 1)
+        x = {"tokens": random(rows, 6), "choices": random(rows, k, 6)}
+        for axes, stack in (("nd", (matrices, 4, 6)), ("dn", (matrices, 6, 4))):
+            for label, each in x.items():
+                operands = (each, random(*stack, seed=1), index)
+                label = f"{label} {axes} {rows} {matrices}"
+                samples.append(Sample("routed_contraction", label, operands, {"axes": axes}))
+    x, stack, index = random(2, 5, 6), random(3, 4, 6), integers(2, 5, 2, low=0, high=3)
+    kept = stack.astype(BF16)
+    empty = np.full((30, 2), 9, np.int32)
+    return [
+        *samples,
+        Sample("routed_contraction", "two axes", (x, stack, index), {"axes": "nd"}),
+        Sample("routed_contraction", "bf16 stack", (x, kept, index), {"axes": "nd"}),
+        Sample("routed_contraction", "bf16 few", (x[0, :1], kept, index[0, :1]), {"axes": "nd"}),
+        Sample("routed_contraction", "bf16", (x.astype(BF16), kept, index), {"axes": "nd"}),
+        Sample("routed_contraction", "i8", (x, stack, index.astype(np.int8)), {"axes": "nd"}),
+        Sample("routed_contraction", "nowhere", (random(30, 6), stack, empty), {"axes": "nd"}),
+        Sample("routed_contraction", "one each", (random(4, 6), stack, empty[:4, 0] % 2), {"axes": "nd"}),
+    ]
+
+
         Sample("take", "one", (table, _array(2, np.int32)), {"axis": 0}),
         Sample("take", "wide table", (random(300, 2), _array([-100, 3, 127], np.int8)), {"axis": 0}),
         Sample("take", "u8", (random(200, 2), _array([150, 255], np.uint8)), {"axis": 0}),
@@ -427,6 +454,9 @@ ERRORS: tuple[ErrorSample, ...] = (
     ErrorSample("linear_scan", ("f32[2,3]", "f32[2,3]", "f32[3]"), {}, "cannot start with"),
     ErrorSample("linear_scan", ("f32[2,3]", "f32[2,4]", "f32[2]"), {}, "factors and terms"),
     ErrorSample("linear_scan", ("f32[2,3]", "f32[2,3]", "f32[2]"), {"join": "minimum"}, "joins its terms"),
+    ErrorSample("routed_contraction", ("f32[3]", "f32[4,3]", "i32[2]"), {"axes": "nd"}, "no stack"),
+    ErrorSample("routed_contraction", ("f32[3]", "f32[2,4,3]", "f32[2]"), {"axes": "nd"}, "does not choose"),
+    ErrorSample("routed_contraction", ("f32[3]", "f32[2,4,3]", "i32[2]"), {"axes": "dn"}, "does not fit"),
     ErrorSample("read_rows", ("f32[2,3]", "i32[1,3]"), {}, "does not index the rows"),
     ErrorSample("write_rows", ("f32[2,3]", "f32[2,2]", "i32[2,1]"), {}, "are not the values"),
     ErrorSample("write_rows", ("f32[2,3]", "f32[2,1]", "i32[2,1]"), {"axis": 2}, "no axis 2"),

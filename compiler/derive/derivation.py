@@ -211,7 +211,8 @@ class Derivation:
         if key not in self.known:
             slots = next(s for s in frame.slots.values() if s.place == place)
             positions = Maker().broadcast(slots.positions, (frame.rows, slots.count), "slots.positions")
-            self.known[key] = replace(frame, size=slots.count, positions=positions, masks={})
+            valid = Maker()("greater_equal", positions, Maker().integer(0), label="slots.valid")
+            self.known[key] = replace(frame, size=slots.count, positions=positions, valid=valid, masks={})
         return self.known[key]
 
     # ---- time ----
@@ -356,7 +357,8 @@ class Derivation:
         key = (frame.positions, "last.frame")
         if key not in self.known:
             positions = Maker()("read_rows", frame.positions, self.last_index(node), label="last.positions")
-            self.known[key] = replace(frame, size=1, positions=positions, masks={})
+            valid = Maker()("read_rows", frame.valid, self.last_index(node), label="last.valid")
+            self.known[key] = replace(frame, size=1, positions=positions, valid=valid, masks={})
         return self.known[key]
 
 

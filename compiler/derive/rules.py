@@ -188,6 +188,18 @@ def top_k(rule: Rule, operands: list[Placed]) -> Placed:
     return rule.result(rule.make("top_k", x.node, k=rule.node.params["k"]), x.lead, x.outside)
 
 
+def routed_contraction(rule: Rule, operands: list[Placed]) -> Placed:
+    """Padding is sent nowhere: it costs no expert's weights, and its results are zeros."""
+    x, weights, index = operands
+    rows, size = rule.frame.rows, rule.frame.size
+    x, index = stretch(rule.make, x, rows, size), stretch(rule.make, index, rows, size)
+    valid = rule.make.reshape(rule.frame.valid, (rows, size, *(1 for _ in index.shape)), "valid")
+    nowhere = rule.make.constant(-1, index.node.tensor.dtype)
+    sent = rule.make("where", valid, index.node, nowhere, label="sent")
+    node = rule.make("routed_contraction", x.node, weights.node, sent, **rule.node.params)
+    return rule.result(node, 2, _join([x]))
+
+
 def contraction(rule: Rule, operands: list[Placed]) -> Placed:
     x, y = operands
     x_term, y_term, result = split_subscripts(rule.node.params["subscripts"])
@@ -293,4 +305,5 @@ RULES: dict[str, Vectorise] = {
     "max_at": join_at,
     "take": take,
     "top_k": top_k,
+    "routed_contraction": routed_contraction,
 }
