@@ -67,14 +67,17 @@ def interval(wave: Number, arrays: Arrays, drained: bool = True) -> Number:
     return np.maximum(wave, arrays.rows) if arrays.overlapped else one_fold(wave, arrays, drained)
 
 
-def compute_cycles(m: Number, k: Number, n: Number, arrays: Arrays, drained: bool = True) -> Number:
+def compute_cycles(
+    m: Number, k: Number, n: Number, arrays: Arrays, drained: bool = True, batch: Number = 1
+) -> Number:
     """Cycles of the arrays with all operands at hand, from the first load to the last result.
 
     Overlapped: R + (folds - 1) · max(T, R) + T + R + C - 2, otherwise folds · (2R + C + T - 2), with
-    the folds shared out among the arrays.
+    the folds of all ``batch`` matmuls shared out among the arrays.
     """
     wave = mapping(m, k, n, arrays.dataflow).wave
-    rounds = folds(mapping(m, k, n, arrays.dataflow), arrays).rounds
+    tiles = folds(mapping(m, k, n, arrays.dataflow), arrays)
+    rounds = ceil_div(batch * tiles.down * tiles.across, arrays.count)
     return (rounds - 1) * interval(wave, arrays, drained) + one_fold(wave, arrays, drained)
 
 

@@ -52,11 +52,18 @@ def searched_tilings(shape: tuple[int, int, int], dtype: str, compiler: Compiler
     return found[fits]
 
 
-def estimate(tilings: Tilings, dtype: str, arrays: Arrays, compiler: Compiler) -> Estimate:
-    """The estimate for every tiling."""
+def estimate(
+    tilings: Tilings,
+    dtype: str,
+    arrays: Arrays,
+    compiler: Compiler,
+    from_memory: tuple[str, ...] = ("lhs", "rhs", "result"),
+) -> Estimate:
+    """The estimate for every tiling. What is not ``from_memory`` stays on chip and moves no bytes."""
     m, _, n = tilings.shape
-    steps = tilings.steps
-    memory = traffic(tilings, dtype).total / compiler.bytes_per_cycle + steps * compiler.step_cycles
+    steps, whole = tilings.steps, traffic(tilings, dtype)
+    moved = sum(getattr(whole, operand) for operand in from_memory)
+    memory = moved / compiler.bytes_per_cycle + steps * compiler.step_cycles
     macs = steps * _step_macs_cycles(tilings, dtype, arrays) / compiler.issue_efficiency
     prepared = steps * _prepared_elements(tilings, dtype, compiler) / compiler.vector_elements_per_cycle
     busy = np.maximum(macs, prepared)

@@ -1,4 +1,4 @@
-"""systolic cost: what a matmul costs on a target, predicted."""
+"""systolic cost: what a model's programs, or one matmul, cost on a target, predicted."""
 
 from __future__ import annotations
 
@@ -20,29 +20,102 @@ if TYPE_CHECKING:
 
 
 def cost(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A model, as for `systolic graph`; a config.json without weights is enough."),
+    ] = None,
     matmul: Annotated[
-        str, typer.Option("--matmul", metavar="M,K,N", help="The sizes of lhs [M, K] · rhs [K, N].")
-    ],
+        str | None,
+        typer.Option("--matmul", metavar="M,K,N", help="Only lhs [M, K] · rhs [K, N], of these sizes."),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="bf16, f16, f32 or int8.")] = "bf16",
     target: Annotated[str, typer.Option(help="A name from `systolic targets`, or a TOML file.")] = "tpu-v5e",
-    array: Annotated[
-        str | None, typer.Option(metavar="RxC", help="Another size of the target's arrays.")
+    batch: Annotated[int, typer.Option(help="Rows that run side by side.")] = 1,
+    context: Annotated[int, typer.Option(help="Positions of each row, the new ones included.")] = 1024,
+    phase: Annotated[str, typer.Option(help="decode: one token; prefill: the whole context.")] = "decode",
+    by: Annotated[
+        str, typer.Option(help="A line for each scope or op; layers are counted together.")
+    ] = "scope",
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw roofline, scopes, batches and contexts: .png or .svg."),
     ] = None,
-    dataflow: Annotated[str | None, typer.Option(help="ws, os or is [default: the target's].")] = None,
+    array: Annotated[
+        str | None, typer.Option(metavar="RxC", help="--matmul: another size of the target's arrays.")
+    ] = None,
+    dataflow: Annotated[
+        str | None, typer.Option(help="--matmul: ws, os or is [default: the target's].")
+    ] = None,
     scalesim_compatible: Annotated[
-        bool, typer.Option("--scalesim-compatible", help="Count as SCALE-Sim does: os without its drain.")
+        bool,
+        typer.Option("--scalesim-compatible", help="--matmul: count as SCALE-Sim does, os without drain."),
     ] = False,
     trace: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write busy cells and addresses per cycle of one array, as JSON."),
+        typer.Option(metavar="FILE", help="--matmul: write cells and addresses per cycle, as JSON."),
     ] = None,
     animate: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write the wavefront through one small array, as HTML."),
+        typer.Option(metavar="FILE", help="--matmul: write the wavefront through one small array, as HTML."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Predicts the cycles of a matmul with operands and result in main memory, and explains them."""
+    """Predicts what a model's programs cost on a target, or one matmul with its operands in main memory."""
+    if (model is None) == (matmul is None):
+        raise SystolicError("expected either a MODEL or --matmul M,K,N")
+    if matmul is not None:
+        _cost_of_matmul(matmul, dtype, target, array, dataflow, scalesim_compatible, trace, animate, as_json)
+    elif model is not None:
+        _cost_of_model(model, dtype, target, batch, context, phase, by, plot, as_json)
+
+
+def _cost_of_model(
+    model: str,
+    dtype: str,
+    target: str,
+    batch: int,
+    context: int,
+    phase: str,
+    by: str,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    from ...compiler.cost import load_target
+    from ...compiler.cost.matmul import DTYPE_NAMES
+    from ...compiler.cost.prediction import Plan, crossover_rows, most_rows, plan_program, predict
+    from ...compiler.pipeline import run_passes
+    from ..locate import open_model
+    from .predictions import prediction_json, prediction_table, write_plots
+
+    machine = load_target(target)
+    final = run_passes(open_model(model, context).graph)[-1].graph
+
+    def planned(positions: int) -> Plan:
+        name = DTYPE_NAMES.get(dtype, dtype)
+        return plan_program(final, machine, context=positions, phase=phase, dtype=name)
+
+    plan = planned(context)
+    found, most, crossover = predict(plan, batch), most_rows(plan), crossover_rows(plan)
+    if plot is not None:
+        positions = sorted({max(context * part // 8, 1) for part in (1, 2, 4, 6, 8)})
+        write_plots(found, lambda: [(n, predict(planned(n), batch).seconds) for n in positions], plot)
+    if as_json:
+        print(json.dumps(prediction_json(found, most, crossover), indent=1))
+    else:
+        print(prediction_table(found, most, crossover, by))
+
+
+def _cost_of_matmul(
+    matmul: str,
+    dtype: str,
+    target: str,
+    array: str | None,
+    dataflow: str | None,
+    scalesim_compatible: bool,
+    trace: Path | None,
+    animate: Path | None,
+    as_json: bool,
+) -> None:
     from ...compiler.cost import load_target
     from ...compiler.cost import matmul as predict
 
