@@ -260,7 +260,7 @@ class _Partition:
                 if letter == ROWS:
                     grows = name
                 else:
-                    counts[name] *= int(sizes[letter])  # type: ignore[call-overload]
+                    counts[name] *= int(sizes[letter])  # type: ignore[arg-type]
         return Product(**counts, grows=grows, left=bases[0].name, right=kinds[1])
 
     def _routed(self, node: Node) -> Product:
