@@ -133,7 +133,9 @@ def _linear_scan(decay: Array, inflow: Array, start: Array, *, join: str = "add"
     return jax.lax.associative_scan(compose, (decay, inflow), axis=1)[1]
 
 
-def _loop(*arrays: Array, body: Graph, carries: int, scanned: int, length: int) -> tuple[Array, ...]:
+def _loop(
+    *arrays: Array, body: Graph, carries: int, scanned: int, length: int, early: bool = False
+) -> tuple[Array, ...]:
     names = [node.name for node in body.inputs]
     unchanged = arrays[carries + scanned :]
     over_time = [jnp.moveaxis(array, 1, 0) for array in arrays[carries : carries + scanned]]
@@ -144,7 +146,18 @@ def _loop(*arrays: Array, body: Graph, carries: int, scanned: int, length: int) 
         results = list(evaluate_in_jax(body, given).values())
         return results[:carries], [array[:, 0] for array in results[carries:]]
 
-    carried, joined = jax.lax.scan(step, list(arrays[:carries]), over_time, length=length)
+    def step_unless_over(carried: Any, position: list[Array]) -> tuple[Any, list[Array]]:
+        going_on, values = carried
+        after, parts = step(values, position)
+        kept = [jnp.where(going_on, new, old) for new, old in zip(after, values, strict=True)]
+        return (going_on & after[0], kept), [jnp.where(going_on, part, 0).astype(part.dtype) for part in parts]
+
+    carried: Any
+    if early:  # a scan and not a while, which has no gradient
+        initial = (jnp.asarray(True), list(arrays[:carries]))
+        (_, carried), joined = jax.lax.scan(step_unless_over, initial, over_time, length=length)
+    else:
+        carried, joined = jax.lax.scan(step, list(arrays[:carries]), over_time, length=length)
     return (*carried, *(jnp.moveaxis(array, 0, 1) for array in joined))
 
 

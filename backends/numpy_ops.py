@@ -196,14 +196,20 @@ def _write_rows(emission: Emission, node: Node, x: str, values: str, index: str)
     return f"{emission.helper(write_rows_in_place)}({x}, {values}, {index}{on_axis})"
 
 
-def repeat(body, carried, scanned, unchanged, length):
-    """Runs ``body`` for each position, in order: what is carried, then its other results joined on axis 1."""
+def repeat(body, carried, scanned, unchanged, length, early=False):
+    """Runs ``body`` for each position, in order: what is carried, then its other results joined on axis 1.
+
+    With ``early`` it ends when the first carried value is false; zeros follow.
+    """
     joined = []
     for i in range(length):
         position = [array[:, i : i + 1] for array in scanned]
         results = body(*carried, *position, *unchanged)
         carried = results[: len(carried)]
         joined.append(results[len(carried) :])
+        if early and not carried[0]:
+            break
+    joined += [[np.zeros_like(part) for part in joined[-1]]] * (length - len(joined))
     return (*carried, *(np.concatenate(parts, axis=1) for parts in zip(*joined, strict=True)))
 
 
@@ -211,7 +217,9 @@ def _loop(emission: Emission, node: Node, *operands: str) -> str:
     carries, scanned = node.params["carries"], node.params["scanned"]
     groups = (operands[:carries], operands[carries : carries + scanned], operands[carries + scanned :])
     shown = ", ".join(f"[{', '.join(group)}]" for group in groups)
-    return f"{emission.helper(repeat)}({emission.repeats[node]}, {shown}, length={node.params['length']})"
+    ending = ", early=True" if node.params.get("early") else ""
+    length = f"length={node.params['length']}"
+    return f"{emission.helper(repeat)}({emission.repeats[node]}, {shown}, {length}{ending})"
 
 
 def _part(emission: Emission, node: Node, x: str) -> str:

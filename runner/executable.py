@@ -21,8 +21,9 @@ from ..ir.types import DTYPES, FLOATS, TensorType
 from ..models.load import Model
 from ..models.spec import Config
 from .batch import Batch
-from .generate import Generation, Step, chunk_sizes, run_rows
+from .generate import Generation, Step, chunk_sizes, prepare_loop, run_rows, unwatched
 from .inputs import Inputs, table_size
+from .lengths import LENGTH_INPUT
 from .options import GRAPH_CAPACITY, Options, options_for
 from .programs import DerivedPrograms, Programs, ProgramSource
 from .saved_state import load_state, save_state
@@ -39,8 +40,8 @@ class Executable:
     """A model with its programs and weights on one backend; made by ``sy.compile``.
 
     Prompts are token ids, or text where the model has a tokenizer. The keywords of ``generate`` and
-    its relatives are the fields of ``Generation``: max_new_tokens, temperature, top_k, top_p, seed,
-    stop, ignore_eos.
+    its relatives are the fields of ``Generation``: max_new_tokens, stop, ignore_eos, temperature, top_k,
+    top_p, seed, logprobs and many more.
     """
 
     def __init__(self, model: Model, options: Options, backend: Backend, source: ProgramSource) -> None:
@@ -187,23 +188,29 @@ class Executable:
 
     # ---- generation ----
 
-    def prepare(self, length: int) -> None:
-        """Makes the programs now that a prompt of ``length`` tokens will need, and the one to decode."""
+    def prepare(self, length: int, **generation: Any) -> None:
+        """Makes the programs now that a prompt of ``length`` tokens will need with these settings."""
         if self.inputs.source:
             self.programs.source(length)
-            self.programs.chunk(1, length)
-            return
-        for size in {1, *chunk_sizes(length, self.options.chunks)}:
+        prefix = 1 if self.inputs.source else length
+        for size in chunk_sizes(prefix - 1, self.options.chunks):
             self.programs.chunk(size)
+        prepare_loop(self, prefix, Generation(**generation), length if self.inputs.source else 0)
 
-    def steps(self, prompt: Prompt, **generation: Any) -> Iterator[Step]:
-        """The new tokens one by one: (token, finish reason of the last, text that can be shown)."""
-        rows = self._run([prompt], Generation(**generation))
+    def steps(
+        self, prompt: Prompt | Source = (), *, encoder_states: np.ndarray | None = None, **generation: Any
+    ) -> Iterator[Step]:
+        """The new tokens one by one: (token, finish reason of the last, text that can be shown).
+
+        ``encoder_states`` f32[S, D] are read in place of an encoder-decoder's source.
+        """
+        source = prompt if encoder_states is None else EncoderStates(encoder_states)
+        rows = self._run([source], Generation(**generation))
         return (step for (step,) in rows if step)
 
-    def generate(self, prompt: Prompt, **generation: Any) -> list[int]:
+    def generate(self, prompt: Prompt | Source = (), **generation: Any) -> list[int]:
         """The new token ids, with the end-of-sequence token or what completed a stop string."""
-        return [step.token for step in self.steps(prompt, **generation)]
+        return [step.token for step in self.steps(prompt, **unwatched(generation))]
 
     def stream(self, prompt: Prompt, **generation: Any) -> Iterator[str]:
         """The new text, piece by piece, never ending inside a character or a stop string."""
@@ -217,7 +224,7 @@ class Executable:
         Each row is what ``generate`` gives for it alone; where tokens are drawn, row r has random
         numbers of its own.
         """
-        settings, replies = Generation(**generation), []
+        settings, replies = Generation(**unwatched(generation)), []
         for start in range(0, len(prompts), self.options.batch):
             part = prompts[start : start + self.options.batch]
             rows: list[list[int]] = [[] for _ in part]

@@ -1,125 +1,93 @@
-"""Generation: prompts are read in chunks, then each row goes on token by token until it is over."""
+"""Generation: what is asked for, what one row has said, and how rows go on until all are over."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..ir.errors import SystolicError
-from ..ir.graph import Node
-from .sampling import is_integer
-from .sampling.host import Sampling, sample
+from .constraints import constraint_steps
+from .decode_loop import LONGEST_CALL, DecodeLoop, Made, Pace, chunk_sizes, loop_programs, raise_if_failed
+from .sampling import Row, Sampling, is_integer
+from .sampling.chain import structure_of
+from .sources import Source
 from .tokens import StopStrings, TextStream, Tokenizer
 
 if TYPE_CHECKING:
     from .executable import Executable
 
+__all__ = [
+    "Alternative",
+    "Generation",
+    "Reply",
+    "Step",
+    "chunk_sizes",
+    "prepare_loop",
+    "run_rows",
+    "unwatched",
+]
+
+
+class Alternative(NamedTuple):
+    """A token that could have come, and the log of its probability as the model gave it."""
+
+    token: int
+    logprob: float
+
 
 class Step(NamedTuple):
     """One new token. ``finish_reason`` is set on a row's last: eos, length, stop or capacity.
 
-    ``text`` is what can be shown now; the end of a text may come with a later step.
+    ``text`` is what can be shown now; the end of a text may come with a later step. With
+    ``Sampling.logprobs``, ``logprob`` is the log of the token's probability as the model gave it, before
+    any step of the chain, and ``alternatives`` are the likeliest tokens, the likeliest first.
     """
 
     token: int
     finish_reason: str | None
     text: str
+    logprob: float | None = None
+    alternatives: tuple[Alternative, ...] = ()
 
 
-@dataclass(frozen=True)
-class Generation:
-    """How a text is continued. ``stop``: strings that end it and are not shown; ``ignore_eos`` goes on
-    behind an end-of-sequence token. Raises ``SystolicError`` that names the field."""
+@dataclass(frozen=True, kw_only=True)
+class Generation(Sampling):
+    """How a text is continued, and how its tokens are chosen (the fields of ``Sampling``).
+
+    ``stop``: strings that end it and are not shown; ``ignore_eos`` goes on behind an end-of-sequence
+    token, and heeds nothing that generation_config.json forces or bans. ``prefix``: what the target of an
+    encoder-decoder begins with behind its start token. ``tokens_per_call`` is how many tokens one call of
+    the device makes, at most 64; by default that many where nobody reads along, and otherwise as many as
+    take about a twentieth of a second. It changes no token. Raises ``SystolicError`` that names the field.
+    """
 
     max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
     stop: Sequence[str] = ()
     ignore_eos: bool = False
-    sampling: Sampling = field(init=False, repr=False)
+    prefix: Sequence[int] = ()
+    tokens_per_call: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not is_integer(self.max_new_tokens) or self.max_new_tokens < 0:
             raise SystolicError(
                 f"max_new_tokens must be an integer of at least 0, not {self.max_new_tokens!r}"
             )
+        per_call = self.tokens_per_call
+        if per_call is not None and (not is_integer(per_call) or per_call < 1):
+            raise SystolicError(f"tokens_per_call must be an integer of at least 1, not {per_call!r}")
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if not all(isinstance(stop, str) and stop for stop in stops):
             raise SystolicError(f"stop must be strings that are not empty, not {self.stop!r}")
         object.__setattr__(self, "stop", stops)
-        drawn = Sampling(self.temperature, self.top_k, self.top_p, self.seed)
-        object.__setattr__(self, "sampling", drawn)
 
-
-class Rows:
-    """The rows of one run: their states, and how many positions each has seen.
-
-    ``sources`` are what an encoder-decoder reads first, and once: a text for each row, or nothing.
-    """
-
-    def __init__(self, executable: Executable, sources: Sequence[Sequence[int]] = ()) -> None:
-        self._executable = executable
-        self._states = executable.fresh_states()
-        self.seen = np.zeros(executable.options.batch, np.int32)
-        self._longest_source = 0
-        self._source_lengths: dict[str, np.ndarray] = {}  # inputs of all programs
-        source = executable.inputs.source
-        if source is not None:
-            self._read_sources(source, sources)
-
-    def _read_sources(self, source: Node, texts: Sequence[Sequence[int]]) -> None:
-        counts = np.array([len(text) for text in texts], np.int32)
-        self._longest_source = int(counts.max())
-        self._source_lengths = {f"length.{source.clock}": counts}
-        program = self._executable.programs.source(self._longest_source)
-        block = np.zeros((len(texts), program.program.chunk), np.int32)
-        for row, text in enumerate(texts):
-            block[row, : len(text)] = text
-        inputs = {source.name: block, "offset": self.seen, "length": self.seen, **self._source_lengths}
-        _, constants = program.run(self._executable.parameters, inputs, {})
-        self._states |= constants
-
-    def feed(self, tokens: Sequence[Sequence[int]]) -> np.ndarray:
-        """Reads more tokens of each row, any number. Logits float32 [B, V] behind each row's last one.
-
-        Rows without tokens stay as they are, and their logits are zeros.
-        """
-        counts = np.array([len(row) for row in tokens], np.int32)
-        logits = np.zeros((len(tokens), self._executable.logit_count), np.float32)
-        start = 0
-        for size in chunk_sizes(int(counts.max()), self._executable.options.chunks):
-            lengths = np.clip(counts - start, 0, size).astype(np.int32)
-            block = np.zeros((len(tokens), size), np.int32)
-            for row, length in enumerate(lengths):
-                block[row, :length] = tokens[row][start : start + length]
-            last = self._run(block, lengths)
-            ended = (lengths > 0) & (counts <= start + size)
-            if ended.any():  # fetching waits for the device: only where something is read
-                logits[ended] = self._executable.backend.fetch(last)[ended, 0]
-            start += size
-        return logits
-
-    def _run(self, block: np.ndarray, lengths: np.ndarray) -> object:
-        program = self._executable.programs.chunk(block.shape[1], self._longest_source)
-        inputs = {self._executable.inputs.token.name: block, "offset": self.seen, "length": lengths}
-        inputs |= self._source_lengths
-        results, updated = program.run(self._executable.parameters, inputs, self._states)
-        self._states = {**self._states, **updated}
-        self.seen = self.seen + lengths
-        return results[self._executable.logits_output]
-
-
-def chunk_sizes(length: int, sizes: Sequence[int]) -> list[int]:
-    """The chunks that ``length`` positions are read in: the largest size, then the smallest that holds
-    the rest."""
-    largest, rest = max(sizes), length % max(sizes)
-    tail = [min(size for size in sizes if size >= rest)] if rest else []
-    return [largest] * (length // largest) + tail
+    def end_tokens(self, eos_ids: Sequence[int]) -> tuple[int, ...]:
+        """The tokens of a model that end this text."""
+        return () if self.ignore_eos else tuple(eos_ids)
 
 
 class Reply:
@@ -127,30 +95,47 @@ class Reply:
 
     def __init__(self, executable: Executable, prompt: Sequence[int], generation: Generation) -> None:
         self._generation = generation
-        self._eos_ids = () if generation.ignore_eos else executable.model.eos_ids
+        self._eos_ids = generation.end_tokens(executable.model.eos_ids)
         self._capacity = executable.options.capacity
         self._stops = StopStrings(generation.stop)
         tokenizer: Tokenizer | None = executable.tokenizer
         self._stream = TextStream(tokenizer, prompt) if tokenizer else None
         self._seen = len(prompt)
         self._count = 0
+        self.is_over = generation.max_new_tokens == 0
 
-    def push(self, token: int) -> Step:
+    @property
+    def limit(self) -> int:
+        """How many more tokens can come before the length or the capacity ends the row."""
+        if self.is_over:
+            return 0
+        of_capacity = self._capacity + 1 - self._seen - self._count
+        return min(self._generation.max_new_tokens - self._count, of_capacity)
+
+    def push(
+        self, token: int, logprob: float | None = None, alternatives: tuple[Alternative, ...] = ()
+    ) -> Step:
         """The step of a new token: its text, and whether the row ends with it."""
+        raise_if_failed(token, self._count)
         self._count += 1
+        reason, text = self._ending(token)
+        self.is_over = reason is not None
+        return Step(token, reason, text, logprob, alternatives)
+
+    def _ending(self, token: int) -> tuple[str | None, str]:
+        """Why the row ends with the token, if it does, and the text that can be shown."""
         if token in self._eos_ids:  # not text, whatever the tokenizer thinks of it
-            text, _ = self._rest()
-            return Step(token, "eos", text)
+            return "eos", self._rest()[0]
         text, stopped = self._stops.push(self._stream.push(token)) if self._stream else ("", False)
         if stopped:
-            return Step(token, "stop", text)
-        reason = self._limit()
+            return "stop", text
+        reason = self._limit_reason()
         if reason:
             rest, stopped = self._rest()
-            return Step(token, "stop" if stopped else reason, text + rest)
-        return Step(token, None, text)
+            return "stop" if stopped else reason, text + rest
+        return None, text
 
-    def _limit(self) -> str | None:
+    def _limit_reason(self) -> str | None:
         if self._count >= self._generation.max_new_tokens:
             return "length"
         # The newest token has not been read yet: it would take position seen + count - 1.
@@ -161,12 +146,38 @@ class Reply:
         return (text, True) if stopped else (text + self._stops.finish(), False)
 
 
+def sampling_row(executable: Executable, prompt: int, generation: Generation, stream: int = 0) -> Row:
+    """What a text behind a prompt of so many tokens is sampled with; ``stream`` numbers texts that share
+    a seed."""
+    model = executable.model
+    eos_ids = generation.end_tokens(model.eos_ids)
+    row = generation.row(stream=stream, prompt=prompt, eos_ids=eos_ids)
+    if generation.ignore_eos:
+        return row
+    steps = constraint_steps(model.constraints, prompt, generation.max_new_tokens)
+    return replace(row, chain=(*steps, *row.chain))
+
+
+def unwatched(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a generation that nobody reads along with: long calls, unless a string may end it,
+    which is seen only between calls."""
+    longest = None if settings.get("stop") else LONGEST_CALL
+    return {"tokens_per_call": longest, **settings}
+
+
+def prepare_loop(executable: Executable, prompt: int, generation: Generation, source: int = 0) -> None:
+    """Makes the programs that rows behind prompts of so many tokens go on with."""
+    row = sampling_row(executable, prompt, generation)
+    ends = generation.end_tokens(executable.model.eos_ids)
+    loop_programs(executable, structure_of([row], generation.logprobs), len(ends), source)
+
+
 def run_rows(
     executable: Executable,
     prompts: Sequence[Sequence[int]],
     generation: Generation,
     first_row: int = 0,
-    sources: Sequence[Sequence[int]] = (),
+    sources: Sequence[Source] = (),
 ) -> Iterator[list[Step | None]]:
     """Continues all prompts side by side; each item holds a step for each row that is not over.
 
@@ -174,17 +185,47 @@ def run_rows(
     for rows ``first_row``, ``first_row + 1`` …
     """
     replies = [Reply(executable, prompt, generation) for prompt in prompts]
-    empty: list[Sequence[int]] = [()] * (executable.options.batch - len(prompts))
-    pending: list[Sequence[int]] = [*prompts, *empty]
-    rows, count = Rows(executable, [*sources, *empty]), 0
-    while count < generation.max_new_tokens and any(pending):
-        logits = rows.feed(pending)
-        steps = [
-            reply.push(sample(logits[row], generation.sampling, count, first_row + row))
-            if pending[row]
-            else None
-            for row, reply in enumerate(replies)
-        ]
-        yield steps
-        goes_on = [(step.token,) if step and step.finish_reason is None else () for step in steps]
-        pending, count = [*goes_on, *empty], count + 1
+    if all(reply.is_over for reply in replies):
+        return
+    unused = executable.options.batch - len(prompts)
+    empty: list[Sequence[int]] = [()] * unused
+    sampling = [
+        sampling_row(executable, len(prompt), generation, first_row + row)
+        for row, prompt in enumerate(prompts)
+    ]
+    ends = generation.end_tokens(executable.model.eos_ids)
+    resting = [Row(draws=sampling[0].draws)] * unused
+    loop = DecodeLoop(
+        executable,
+        [*sampling, *resting],
+        [ends] * executable.options.batch,
+        [*sources, *empty] if sources else (),
+        generation.logprobs,
+    )
+    loop.read([*(prompt[:-1] for prompt in prompts), *empty])
+    newest = np.array([prompt[-1] for prompt in prompts] + [0] * unused, np.int32)
+    pace = Pace(generation.tokens_per_call)
+    while any(reply.limit > 0 for reply in replies):
+        started = time.perf_counter()
+        limits = np.array([reply.limit for reply in replies] + [0] * unused, np.int32)
+        made = loop.make(newest, np.minimum(limits, pace.tokens))
+        counts = made.counts()
+        pace.took(int(counts.max()), started)
+        for at in range(int(counts.max())):
+            yield [
+                _step(reply, made, row, at) if at < counts[row] and not reply.is_over else None
+                for row, reply in enumerate(replies)
+            ]
+        for row, count in enumerate(counts):
+            newest[row] = made.tokens[row, count - 1] if count else newest[row]
+
+
+def _step(reply: Reply, made: Made, row: int, at: int) -> Step:
+    token, beside = int(made.tokens[row, at]), made.beside
+    if "logprob" not in beside:
+        return reply.push(token)
+    alternatives: tuple[Alternative, ...] = ()
+    if "alternatives" in beside:
+        pairs = zip(beside["alternatives"][row, at], beside["alternative_logprobs"][row, at], strict=True)
+        alternatives = tuple(Alternative(int(other), float(chance)) for other, chance in pairs)
+    return reply.push(token, float(beside["logprob"][row, at]), alternatives)

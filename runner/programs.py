@@ -22,7 +22,10 @@ from ..compiler.derive import (
 from ..compiler.derive.moves import derive_put, derive_restore, derive_save, derive_take
 from ..compiler.program import Program, State
 from ..ir.graph import Graph
+from ..ir.types import TEXT
 from .options import Options
+from .sampling.chain import Structure
+from .sampling.programs import loop_program, recall_program
 
 
 class ProgramSource(Protocol):
@@ -184,6 +187,31 @@ class Programs:
         """The smallest program that yields what is read of a source of ``length`` positions."""
         space = self._source_length(length)
         return self._prepare("encode", 0, space, lambda: self._origin.encode(space))
+
+    @cached_property
+    def behind_encoder(self) -> Programs:
+        """The programs for a source that is given as what an encoder made of it."""
+        return Programs(self._origin.behind_encoder, self._backend)
+
+    # ---- decode loops ----
+
+    def generate(self, structure: Structure, stops: int, names: tuple[str, str], source: int = 0) -> Prepared:
+        """The program that makes many tokens in one call, chosen by ``structure``, where up to ``stops``
+        tokens end a row; ``names`` are those of the model's token input and of its logits."""
+        space = self._source_length(source)
+
+        def make() -> Program:
+            return loop_program(self._origin.chunk(1, space), structure, stops, names)
+
+        return self._prepare(f"generate {structure}", stops, space, make)
+
+    def recall(self, structure: Structure, names: tuple[str, str]) -> Prepared | None:
+        """The program that reads what was said before into the memory of a structure, if it has one."""
+        if not structure.remembers:
+            return None
+        return self._prepare(
+            f"recall {structure}", 0, 0, lambda: recall_program(self._origin.chunk(1), structure, names[1])
+        )
 
     # ---- rows moved in and out of the buffers ----
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..ir.errors import SystolicError
 from .batch import Batch
-from .choice import choose
+from .choice import Chooser
 from .generate import Generation, Reply
 from .prefixes import PrefixTree
 from .request import Request
@@ -37,6 +37,7 @@ class Slot:
     request: Request
     pending: list[int]
     reply: Reply
+    chooser: Chooser
     count: int = 0  # new tokens
 
     @property
@@ -206,7 +207,8 @@ class Scheduler:
         """Chooses the next token of a row that has read all of its text."""
         slot = self._slot(row)
         try:
-            token = choose(logits, slot.request.generation, slot.count)
+            request = slot.request
+            token = slot.chooser.choose(logits, [*request.prompt, *request.tokens])
             step = slot.reply.push(token)
         except SystolicError as error:  # of this text alone
             slot.request.fail(error)
@@ -258,7 +260,8 @@ class Scheduler:
             request.reused = self._tree.restore(self._rows, row, prompt[:-1])
             self.statistics.reused_positions += request.reused
         reply = Reply(self.executable, prompt, request.generation)
-        self._slots[row] = Slot(request, prompt[request.reused :], reply)
+        chooser = Chooser(self.executable, len(prompt), request.generation)
+        self._slots[row] = Slot(request, prompt[request.reused :], reply, chooser)
 
     def _store(self, row: int) -> None:
         if self._tree is not None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..ir.errors import SystolicError
 from .batch import Batch
-from .choice import choose
+from .choice import Chooser
 from .generate import Generation, Reply, Step
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class Session:
         self._rows.begin(0, self._source)
         self._logits: dict[int, np.ndarray] = {}  # behind so many positions of the text
         self._reply: Reply | None = None
+        self._chooser: Chooser | None = None  # anew for other settings
         self._changed = threading.Condition()
         self._paused = False
 
@@ -175,7 +176,7 @@ class Session:
         """Other settings from the next token on, by name."""
         with self._changed:
             self._generation = replace(self._generation, **generation)
-            self._reply = None
+            self._reply = self._chooser = None
 
     def edit(self, position: int, remove: int = 0, insert: str | Sequence[int] = ()) -> Edit:
         """Replaces ``remove`` tokens from ``position`` on; the tokens around them stay as they are.
@@ -227,8 +228,10 @@ class Session:
         return Edit(length, self._rows.plan(0, min(same, length - 1)).resume)
 
     def _choose(self, banned: Collection[int] = (), attempt: int = 0) -> int:
-        logits, step = self._read(), len(self._tokens) - self._prompt_length
-        return choose(logits, self._generation, max(step, 0), banned, attempt)
+        logits = self._read()
+        if self._chooser is None:
+            self._chooser = Chooser(self._executable, self._prompt_length, self._generation)
+        return self._chooser.choose(logits, self._tokens, banned, attempt)
 
     def _read(self) -> np.ndarray:
         """The logits [V] behind the text, after reading what the row has not read of it."""

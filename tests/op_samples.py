@@ -12,7 +12,13 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from programs_by_hand import input_node, program_from, recurrence_body, writing_body
+from programs_by_hand import (
+    ending_body,
+    input_node,
+    program_from,
+    recurrence_body,
+    writing_body,
+)
 
 from systolic.compiler.program import Program
 from systolic.ir.graph import Graph, Node, make_node
@@ -379,6 +385,12 @@ def _loop_samples() -> list[Sample]:
             (random(2, 6, 3), random(2, 4, 3), slots),
             _loop_params(writing_body(), 1, 2, 4),
         ),
+        Sample(
+            "loop",
+            "early",
+            (_array(True, bool), np.full((2, 3), -0.6, F32), operands[2]),  # it ends after the second
+            _loop_params(ending_body(), 2, 1, 4) | {"early": True},
+        ),
         *(
             Sample("linear_scan", str(n), (random(2, n, 3), random(2, n, 3), random(2, 3)))
             for n in (1, 2, 3, 4, 7, 8)
@@ -462,6 +474,9 @@ ERRORS: tuple[ErrorSample, ...] = (
     ErrorSample("write_rows", ("f32[2,3]", "f32[2,1]", "i32[2,1]"), {"axis": 2}, "no axis 2"),
     ErrorSample("part", ("f32[2]",), {"index": 0}, "no part 0"),
     ErrorSample("loop", ("f32[2,3]", "f32[2,3]"), _loop_params(writing_body(), 1, 1, 3), "cannot loop over"),
+    ErrorSample(
+        "loop", ("f32[2,3]",), _loop_params(writing_body(), 1, 0, 3) | {"early": True}, "carries bool"
+    ),
     ErrorSample("delay", ("f32[2]", "f32[2]"), {"steps": 0}, "only the past can be read"),
     ErrorSample("delay", ("f32[2]", "f32[3]"), {"steps": 1}, "cannot start with"),
     ErrorSample("history", ("f32[past]",), {}, "itself a part of time"),

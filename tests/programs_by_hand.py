@@ -62,6 +62,17 @@ def writing_body() -> Graph:
     return Graph("body", (s, values, at), (), {"s": written, "first": first})
 
 
+def ending_body() -> Graph:
+    """going, h, x_t → False once the sum of h is above 0, and h + x_t; and h + x_t, joined over time."""
+    going, h = input_node("going", "bool[]"), input_node("h", "f32[2,3]")
+    x = input_node("x", "f32[2,1,3]")
+    added = apply("add", h, apply("reshape", x, shape=(2, 3)), name="h.new")
+    total = apply("sum", added, axes=(0, 1))
+    below = apply("logical_and", going, apply("less", total, constant(0.0)), name="below")
+    outputs = {"going": below, "h": added, "y": apply("reshape", added, shape=(2, 1, 3))}
+    return Graph("body", (going, h, x), (), outputs)
+
+
 def weight(name: str, type_: str) -> Node:
     return make_node(OPS["parameter"], (), {"type": parse_type(type_)}, name=name)
 

@@ -85,7 +85,11 @@ def linear_scan(decay: Array, inflow: Array, start: Array, *, join: str = "add")
     return states
 
 
-def _loop_type(*types: TensorType, body: Graph, carries: int, scanned: int, length: int) -> ValueType:
+def _loop_type(
+    *types: TensorType, body: Graph, carries: int, scanned: int, length: int, early: bool = False
+) -> ValueType:
+    if early and types[:1] != (TensorType((), "bool"),):
+        raise TypeMismatch("a loop that may end early carries bool[] first")
     expected = []
     for position, type_ in enumerate(types):
         is_scanned = carries <= position < carries + scanned
@@ -111,12 +115,16 @@ def _loop_work(operands: tuple[TensorType, ...], result: ValueType, params: Para
 
 
 @define(_loop_type, _loop_work, kind="program")
-def loop(*arrays: Array, body: Graph, carries: int, scanned: int, length: int) -> tuple[Array, ...]:
+def loop(
+    *arrays: Array, body: Graph, carries: int, scanned: int, length: int, early: bool = False
+) -> tuple[Array, ...]:
     """runs ``body`` for each of ``length`` positions, in order
 
     The first ``carries`` operands are carried from step to step; of the next ``scanned`` operands
     ``[B, length, …]`` the body sees one position ``[B, 1, …]`` at a time; the rest it sees whole.
-    The body yields the carried values and then values ``[B, 1, …]``, which are joined on axis 1.
+    The body yields the carried values and then values ``[B, 1, …]``, which are joined on axis 1. With
+    ``early`` it ends after the position that carries False on as its first value; what is joined is
+    filled up with zeros.
     """
     carried, steps = list(arrays[:carries]), []
     names = [node.name for node in body.inputs]
@@ -126,6 +134,9 @@ def loop(*arrays: Array, body: Graph, carries: int, scanned: int, length: int) -
         results = list(evaluate(body, values).values())
         carried = results[:carries]
         steps.append(results[carries:])
+        if early and not carried[0]:
+            break
+    steps += [[np.zeros_like(part) for part in steps[-1]]] * (length - len(steps))
     return (*carried, *(np.concatenate(parts, axis=1) for parts in zip(*steps, strict=True)))
 
 

@@ -109,6 +109,11 @@ class Structure:
         return ".".join(words) or "plain"
 
     @property
+    def remembers(self) -> bool:
+        """Whether the chain looks at the text so far."""
+        return any(_STEPS[slot.step].remembers for slot in self.slots)
+
+    @property
     def fields(self) -> list[tuple[str, int, str]]:
         """(input name, slot, field) of every number that a row gives."""
         seen: dict[str, int] = {}

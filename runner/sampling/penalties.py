@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ...compiler.language import (
     absolute,
@@ -45,6 +46,7 @@ class Repetition(Step):
     penalty: float = 1.0
     first: int = 0
     last: int = 0
+    remembers: ClassVar[bool] = True
 
     @staticmethod
     def apply(scores: Stream, moment: Moment, *, penalty: Stream, first: Stream, last: Stream) -> Stream:
@@ -58,6 +60,7 @@ class Presence(Step):
 
     penalty: float = 0.0
     last: int = 0
+    remembers: ClassVar[bool] = True
 
     @staticmethod
     def apply(scores: Stream, moment: Moment, *, penalty: Stream, last: Stream) -> Stream:
@@ -70,6 +73,7 @@ class Frequency(Step):
 
     penalty: float = 0.0
     last: int = 0
+    remembers: ClassVar[bool] = True
 
     @staticmethod
     def apply(scores: Stream, moment: Moment, *, penalty: Stream, last: Stream) -> Stream:
@@ -94,6 +98,7 @@ class NoRepeatNgram(Step):
     """Removes tokens that would complete ``size`` tokens that occurred in that order before; 0 is off."""
 
     size: int = 0
+    remembers: ClassVar[bool] = True
 
     @staticmethod
     def apply(scores: Stream, moment: Moment, *, size: Stream) -> Stream:
@@ -114,6 +119,7 @@ class Dry(Step):
     allowed: int = 2
     last: int = 0
     breakers: tuple[int, ...] = ()
+    remembers: ClassVar[bool] = True
 
     @staticmethod
     def apply(
@@ -148,19 +154,22 @@ class LogitBias(Step):
 
 @dataclass(frozen=True)
 class Banned(Step):
-    """Removes ``tokens`` from the first ``until`` new tokens. With the end tokens, that is a least length."""
+    """Removes ``tokens`` from new tokens ``since`` … ``until`` - 1. The end tokens until the tenth, say, make
+    that a least length."""
 
     tokens: tuple[int, ...] = ()
+    since: int = 0
     until: int = ALWAYS
 
     @staticmethod
-    def apply(scores: Stream, moment: Moment, *, tokens: Stream, until: Stream) -> Stream:
-        return kept(scores, ~(_listed(moment, tokens) & (moment.step < until)))
+    def apply(scores: Stream, moment: Moment, *, tokens: Stream, since: Stream, until: Stream) -> Stream:
+        now = (moment.step >= since) & (moment.step < until)
+        return kept(scores, ~(_listed(moment, tokens) & now))
 
 
 @dataclass(frozen=True)
 class Forced(Step):
-    """New token number ``at``, from 0, is the one of ``tokens`` in the same place."""
+    """New token number ``at``, from 0, is the one of ``tokens`` in the same place, or one of several."""
 
     at: tuple[int, ...] = ()
     tokens: tuple[int, ...] = ()
@@ -168,8 +177,7 @@ class Forced(Step):
     @staticmethod
     def apply(scores: Stream, moment: Moment, *, at: Stream, tokens: Stream) -> Stream:
         now = at == moment.step
-        token = sum(where(now, tokens, 0))
-        forced = where(moment.index == token, 0.0, NEVER)
+        forced = where(_listed(moment, where(now, tokens, NONE)), 0.0, NEVER)
         return where(sum(now.cast("i32")) > 0, forced, scores)
 
 
@@ -178,6 +186,7 @@ class BadWords(Step):
     """Removes the last token of each of ``words`` where the text ends in the tokens before it."""
 
     words: tuple[tuple[int, ...], ...] = ()
+    remembers: ClassVar[bool] = True
 
     def value(self, name: str) -> tuple[tuple[int, ...], ...]:
         """The words from back to front, so that one index means one distance."""

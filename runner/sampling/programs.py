@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ...compiler.derive import StatePlan, choose_states, derive_chunk
+from ...compiler.derive.generation import derive_generation
 from ...compiler.pipeline import run_passes
 from ...compiler.program import Program
 from ...ir.graph import Graph, Node, postorder
@@ -68,3 +69,26 @@ def _made_from_tokens(plan: StatePlan, graph: Graph) -> StatePlan:
 
     tails = {node: steps for node, steps in plan.tails.items() if is_free(node)}
     return replace(plan, histories=chosen(plan.histories), tails=tails, carries=(), constants=())
+
+
+LONGEST_CALL = 64  # tokens that one call of a loop makes at most
+
+
+def sampling_programs(decode: Program, structure: Structure, logits: str) -> SamplingPrograms:
+    """The programs of a structure over the logits of a decode step."""
+    vocabulary = decode.graph.outputs[logits].tensor.static_shape[-1]
+    return SamplingPrograms(structure, vocabulary, decode.rows, decode.capacity)
+
+
+def loop_program(decode: Program, structure: Structure, stops: int, names: tuple[str, str]) -> Program:
+    """The decode loop; ``names`` are those of the decode step's token input and of its logits."""
+    choose = sampling_programs(decode, structure, names[1]).choose
+    loop = derive_generation(decode, choose, token=names[0], logits=names[1], steps=LONGEST_CALL, stops=stops)
+    return replace(loop, name=f"generate.{structure.name}")
+
+
+def recall_program(decode: Program, structure: Structure, logits: str) -> Program:
+    """The program that takes what was said before into the memory of the loop."""
+    program = sampling_programs(decode, structure, logits).read
+    assert program is not None, f"{structure.name} remembers no tokens"
+    return program

@@ -122,7 +122,7 @@ class Sampling:
             penalties.BadWords(tuple(map(tuple, self.bad_words))),
             penalties.Banned(tuple(self.banned_tokens)),
             *(
-                [penalties.Banned(tuple(eos_ids), self.min_new_tokens)]
+                [penalties.Banned(tuple(eos_ids), 0, self.min_new_tokens)]
                 * bool(eos_ids and self.min_new_tokens)
             ),
             penalties.Forced(tuple(self.forced_tokens), tuple(self.forced_tokens.values())),

@@ -33,6 +33,7 @@ class Step:
     """
 
     structure: ClassVar[tuple[str, ...]] = ()
+    remembers: ClassVar[bool] = False  # whether it looks at the text so far
 
     # (scores, moment, the fixed fields as numbers and the others as streams) -> scores
     apply: ClassVar[Callable[..., Stream]]

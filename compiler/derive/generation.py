@@ -1,0 +1,140 @@
+"""Generation as a feedback edge: the chosen token becomes the next one that is read, inside one loop.
+
+The loop is made of two programs without time: a decode step, which yields logits, and a program that
+chooses a token from them. What both keep from step to step is carried, in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ...ir.graph import Graph, Node, make_node, rename
+from ...ir.ops import OPS
+from ...ir.types import TensorType
+from ..program import STATE_PREFIX, Program
+from .placed import Maker
+
+SAMPLING = "sampling."  # what inputs, states and streams of the choosing program are called by
+NO_TOKEN = -3  # where a row had no step
+
+_GOING, _LEFT = "generation.going", "generation.left"
+_SHARED = ("token", "logits", "offset", "length")  # what the loop gives to the choosing program
+_Nodes = dict[str, Node]
+
+
+def derive_generation(
+    decode: Program, choose: Program, *, token: str, logits: str, steps: int, stops: int
+) -> Program:
+    """The program that makes up to ``steps`` tokens for each row in one call.
+
+    ``token`` is the name of the decode step's input, ``logits`` that of its output. Inputs: the newest
+    token of each row i32[B, 1], which has not been read; ``offset`` i32[B] as in every program; ``limit``
+    i32[B], how many tokens to make at most (0: the row rests); ``stop`` i32[B, ``stops``], tokens that end
+    a row (-1: none); the numbers of the rows, ``sampling.NAME``; states, those of the choosing program
+    under ``state.sampling.NAME``. Results: ``tokens`` i32[B, ``steps``], filled up with ``NO_TOKEN``, and
+    what else the choosing program yields, [B, ``steps``, …]. A negative token ends its row, too, and the
+    last row ends the loop. The last token of a row has not been read when the program returns.
+    """
+    rows, make = decode.rows, Maker(None, "generation")
+    outer = _inputs(decode, choose, token, stops)
+    carried = {name: outer[name].tensor for name in (token, "offset", *_updated(decode, choose))}
+    carried = {_GOING: TensorType((), "bool"), _LEFT: outer["limit"].tensor, **carried}
+    inside = {name: _input(name, type_) for name, type_ in carried.items()}
+    shared = {name: node for name, node in outer.items() if name not in (*carried, "limit")}
+    weights = {node.name: node for node in decode.graph.parameters}
+    inside |= {name: _input(name, node.tensor) for name, node in {**shared, **weights}.items()}
+    body = Graph("step", tuple(inside.values()), (), _step(decode, choose, token, logits, inside))
+    longest = make("max", outer["limit"], axes=(0,), label="longest")
+    start = {_GOING: make("greater", longest, make.integer(0), label="going"), _LEFT: outer["limit"]}
+    loop = make(
+        "loop",
+        *(start.get(name) or outer[name] for name in carried),
+        *shared.values(),
+        *weights.values(),
+        label="loop",
+        body=body.with_unique_names(),
+        carries=len(carried),
+        scanned=0,
+        length=steps,
+        early=True,
+    )
+    values = {name: make("part", loop, label=name, index=i) for i, name in enumerate(body.outputs)}
+    values["tokens"] = make("add", values["tokens"], make.integer(NO_TOKEN), label="tokens")
+    results = {name: node for name, node in values.items() if name not in carried}
+    results |= {name: values[name] for name in carried if name.startswith(STATE_PREFIX)}
+    graph = Graph(f"{decode.graph.name}.generate", tuple(outer.values()), decode.graph.parameters, results)
+    states = (*decode.states, *(replace(s, name=SAMPLING + s.name) for s in choose.states))
+    return Program("generate", graph.with_unique_names(), states, rows, steps, decode.capacity)
+
+
+def _input(name: str, type_: TensorType) -> Node:
+    return make_node(OPS["input"], (), {"type": type_}, name=name)
+
+
+def _prefixed(name: str) -> str:
+    state = STATE_PREFIX if name.startswith(STATE_PREFIX) else ""
+    return f"{state}{SAMPLING}{name.removeprefix(state)}"
+
+
+def _inputs(decode: Program, choose: Program, token: str, stops: int) -> _Nodes:
+    """The inputs of the whole, by name; the loop makes lengths and logits itself."""
+    given = {node.name: node for node in decode.graph.inputs if node.name != "length"}
+    states = {name: given.pop(name) for name in tuple(given) if name.startswith(STATE_PREFIX)}
+    numbers = TensorType((decode.rows,), "i32")
+    given |= {"limit": _input("limit", numbers)}
+    given |= {"stop": _input("stop", numbers.with_shape((decode.rows, stops)))}
+    for node in choose.graph.inputs:
+        if node.name not in _SHARED:
+            name = _prefixed(node.name)
+            (states if name.startswith(STATE_PREFIX) else given)[name] = _input(name, node.tensor)
+    return given | states
+
+
+def _updated(decode: Program, choose: Program) -> tuple[str, ...]:
+    return (*decode.donated, *map(_prefixed, choose.donated))
+
+
+def _step(decode: Program, choose: Program, token: str, logits: str, inside: _Nodes) -> _Nodes:
+    """One token for each row that goes on: what is carried, and what is yielded at this step."""
+    rows, make = decode.rows, Maker(None, "generation")
+    zero = make.integer(0)
+    active = make("greater", inside[_LEFT], zero, label="active")
+    length = make("cast", active, label="length", dtype="i32")
+    read = _inlined(decode.graph, {**inside, "length": length}, "")
+    shared = {"token": inside[token], "logits": read[logits], "offset": inside["offset"], "length": length}
+    numbers = {
+        node.name: inside[_prefixed(node.name)] for node in choose.graph.inputs if node.name not in shared
+    }
+    chosen = _inlined(choose.graph, {**shared, **numbers}, SAMPLING)
+    column = make.reshape(active, (rows, 1), "column")
+    fresh = make("where", column, chosen["token"], make.integer(NO_TOKEN), label="fresh")
+    is_stop = make("cast", make("equal", inside["stop"], fresh, label="stops"), label="stopped", dtype="i32")
+    stopped = make("max", is_stop, axes=(1,), label="stop")
+    negative = make("less", make.reshape(fresh, (rows,), "row"), zero, label="negative")
+    over = make("logical_or", make("greater", stopped, zero, label="ended"), negative, label="over")
+    left = make("where", over, zero, make("subtract", inside[_LEFT], length, label="fewer"), label="left")
+    going = make("greater", make("max", left, axes=(0,), label="most"), zero, label="going")
+    states = {name: node for name, node in read.items() if name.startswith(STATE_PREFIX)}
+    states |= {_prefixed(n): node for n, node in chosen.items() if n.startswith(STATE_PREFIX)}
+    return {
+        _GOING: going,
+        _LEFT: left,
+        token: make("where", column, fresh, inside[token], label="newest"),
+        "offset": make("add", inside["offset"], length, label="offset"),
+        **states,
+        "tokens": make("subtract", fresh, make.integer(NO_TOKEN), label="emitted"),  # 0 means none
+        **{n: node for n, node in chosen.items() if n != "token" and not n.startswith(STATE_PREFIX)},
+    }
+
+
+def _inlined(graph: Graph, given: Mapping[str, Node], prefix: str) -> _Nodes:
+    """The outputs of a graph over other inputs and weights, given by name."""
+    new: dict[Node, Node] = {}
+    for node in graph.nodes:
+        if node.op.name in ("input", "parameter"):
+            new[node] = given[node.name]
+            continue
+        copied = rename(node, tuple(new[source] for source in node.sources), prefix + node.name)
+        new[node] = replace(copied, scope=node.scope or prefix[:-1])
+    return {name: new[node] for name, node in graph.outputs.items()}

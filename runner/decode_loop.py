@@ -1,0 +1,224 @@
+"""Rows that generate on the device: prompts are read in chunks, then one call makes many tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..backends.interface import Prepared
+from ..compiler.derive.generation import NO_TOKEN, SAMPLING
+from ..ir.errors import SystolicError
+from .lengths import TextLengths
+from .sampling.chain import DAMAGED, Row, Structure, row_inputs, structure_of
+from .sampling.programs import LONGEST_CALL
+from .sampling.step import NONE
+from .sources import Source, read_sources
+
+if TYPE_CHECKING:
+    from .executable import Executable
+
+SECONDS_PER_CALL = 0.05  # that somebody who reads along waits at most
+FEWEST_STOPS = 4  # stop tokens are filled up to 4, 8 …, so that few numbers of them have a program
+
+
+@dataclass(frozen=True)
+class Made:
+    """What one call made: ``tokens`` i32[B, n] with ``NO_TOKEN`` where a row had ended, and what else the
+    sampling program yields, [B, n, …]."""
+
+    tokens: np.ndarray
+    beside: Mapping[str, np.ndarray]
+
+    def counts(self) -> np.ndarray:
+        """How many tokens each row has got."""
+        return (self.tokens != NO_TOKEN).sum(axis=1)
+
+
+class Rows:
+    """The states of rows that run side by side, and how many positions each has seen.
+
+    ``sources`` are what an encoder-decoder reads first, and once: a text for each row, or nothing.
+    """
+
+    def __init__(self, executable: Executable, sources: Sequence[Source] = ()) -> None:
+        self._executable = executable
+        self.states = executable.fresh_states()
+        self.seen = np.zeros(executable.options.batch, np.int32)
+        self.lengths = TextLengths(executable)
+        self.longest_source = 0
+        self._source_lengths: dict[str, np.ndarray] = {}
+        source = executable.inputs.source
+        if source is not None:
+            counts = np.array([len(text) for text in sources], np.int32)
+            self.longest_source = int(counts.max())
+            self._source_lengths = {f"length.{source.clock}": counts}
+            self.states |= read_sources(executable, sources, self.longest_source)
+
+    @property
+    def inputs(self) -> dict[str, np.ndarray]:
+        """What every program is given beside tokens and positions."""
+        return self._source_lengths | self.lengths.inputs
+
+    def read(self, tokens: Sequence[Sequence[int]]) -> None:
+        """Reads more tokens of each row, any number; rows without any stay as they are."""
+        self.prepare([len(row) + 1 if row else 0 for row in tokens])  # the newest is read by the loop
+        self._read(tokens)
+        self.lengths.grow(tokens)
+
+    def prepare(self, ahead: Sequence[int]) -> None:
+        """Reads again what is computed differently once rows have read so many more tokens."""
+        again = self.lengths.again(ahead)
+        if again:
+            self.seen = np.array(
+                [0 if row in again else seen for row, seen in enumerate(self.seen)], np.int32
+            )
+            self._read([again.get(row, []) for row in range(len(self.seen))])
+
+    def _read(self, tokens: Sequence[Sequence[int]]) -> None:
+        counts = np.array([len(row) for row in tokens], np.int32)
+        start = 0
+        for size in chunk_sizes(int(counts.max()), self._executable.options.chunks):
+            lengths = np.clip(counts - start, 0, size).astype(np.int32)
+            block = np.zeros((len(tokens), size), np.int32)
+            for row, length in enumerate(lengths):
+                block[row, :length] = tokens[row][start : start + length]
+            program = self._executable.programs.chunk(size, self.longest_source)
+            inputs = {self._executable.inputs.token.name: block, "offset": self.seen, "length": lengths}
+            _, updated = program.run(self._executable.parameters, inputs | self.inputs, self.states)
+            self.states = {**self.states, **updated}
+            self.seen = self.seen + lengths
+            start += size
+
+
+def chunk_sizes(length: int, sizes: Sequence[int]) -> list[int]:
+    """The chunks that ``length`` positions are read in: the largest size, then the smallest that holds
+    the rest."""
+    largest, rest = max(sizes), length % max(sizes)
+    tail = [min(size for size in sizes if size >= rest)] if rest else []
+    return [largest] * (length // largest) + tail
+
+
+class DecodeLoop:
+    """Rows and how each of them is sampled; ``stops`` are the tokens that end each row.
+
+    ``logprobs`` as in ``Structure``. All rows of the executable are there; those that nobody uses rest.
+    """
+
+    def __init__(
+        self,
+        executable: Executable,
+        sampling: Sequence[Row],
+        stops: Sequence[Sequence[int]],
+        sources: Sequence[Source] = (),
+        logprobs: int | None = None,
+    ) -> None:
+        self._executable = executable
+        self.rows = Rows(executable, sources)
+        self.structure = structure_of(sampling, logprobs)
+        count = max(map(len, stops), default=0)
+        self._stop = np.full((len(stops), _power_of_two(count)), NONE, np.int32)
+        for row, tokens in enumerate(stops):
+            self._stop[row, : len(tokens)] = tokens
+        self._program, self._recall = loop_programs(
+            executable, self.structure, count, self.rows.longest_source
+        )
+        self._numbers = self._placed_numbers(sampling)
+        kept = {state.name: state for state in self._program.program.states}
+        self._memory = {
+            name: executable.backend.zeros(state.type.static_shape, state.type.dtype)
+            for name, state in kept.items()
+            if name.startswith(SAMPLING)
+        }
+
+    def _placed_numbers(self, sampling: Sequence[Row]) -> dict[str, Any]:
+        """What stays the same from call to call, where the program wants it."""
+        wanted = {node.name for node in self._program.program.graph.inputs}
+        numbers = {SAMPLING + name: v for name, v in row_inputs(self.structure, sampling).items()}
+        numbers = {name: array for name, array in numbers.items() if name in wanted}
+        place = self._executable.backend.place
+        return {name: place(array) for name, array in {**numbers, "stop": self._stop}.items()}
+
+    def read(self, tokens: Sequence[Sequence[int]]) -> None:
+        """Reads tokens of each row without making any: all of a prompt but its last."""
+        if self._recall is not None and any(tokens):
+            block = np.zeros((len(tokens), self._recall.program.chunk), np.int32)
+            lengths = np.array([len(row) for row in tokens], np.int32)
+            for row, text in enumerate(tokens):
+                block[row, : len(text)] = text
+            names = [state.name for state in self._recall.program.states]
+            states = {name: self._memory[SAMPLING + name] for name in names}
+            inputs = {"token": block, "offset": self.rows.seen, "length": lengths}
+            _, updated = self._recall.run({}, inputs, states)
+            self._memory |= {SAMPLING + name: array for name, array in updated.items()}
+        self.rows.read(tokens)
+
+    def make(self, newest: np.ndarray, limits: np.ndarray) -> Made:
+        """Up to ``limits`` i32[B] more tokens for each row, and at most ``LONGEST_CALL``, behind the
+        ``newest`` i32[B], which have not been read. Waits for the device."""
+        executable, rows = self._executable, self.rows
+        rows.prepare([int(limit > 0) for limit in limits])
+        limits = rows.lengths.alike(limits)
+        inputs = {
+            executable.inputs.token.name: newest.reshape(-1, 1).astype(np.int32),
+            "offset": rows.seen,
+            "limit": limits.astype(np.int32),
+            **self._numbers,
+            **rows.inputs,
+        }
+        results, updated = self._program.run(executable.parameters, inputs, {**rows.states, **self._memory})
+        for name, array in updated.items():
+            (self._memory if name.startswith(SAMPLING) else rows.states)[name] = array
+        fetched = {name: executable.backend.fetch(array) for name, array in results.items()}
+        made = Made(fetched.pop("tokens"), fetched)
+        counts = made.counts()
+        texts = (
+            [first, *more[:count]][:count]
+            for first, more, count in zip(newest, made.tokens, counts, strict=True)
+        )
+        rows.lengths.grow([[int(token) for token in text] for text in texts])
+        rows.seen = rows.seen + counts.astype(np.int32)
+        return made
+
+
+def loop_programs(
+    executable: Executable, structure: Structure, stops: int, source: int
+) -> tuple[Prepared, Prepared | None]:
+    """The decode loop, and what fills its memory, for so many tokens that end a row."""
+    names = (executable.inputs.token.name, executable.logits_output)
+    loop = executable.programs.generate(structure, _power_of_two(stops), names, source)
+    return loop, executable.programs.recall(structure, names)
+
+
+def raise_if_failed(token: int, count: int) -> None:
+    """``SystolicError`` for what stands in place of a token that could not be chosen."""
+    if token == DAMAGED:
+        raise SystolicError(
+            f"the model gave a logit that is no number at new token {count}; its weights may be damaged"
+        )
+    if token < 0:
+        raise SystolicError(f"no token is left to choose from at new token {count}: all were removed")
+
+
+def _power_of_two(count: int) -> int:
+    return max(FEWEST_STOPS, 1 << (count - 1).bit_length()) if count else FEWEST_STOPS
+
+
+class Pace:
+    """How many tokens the next call makes: a fixed number, or as many as take a moment to read along."""
+
+    def __init__(self, tokens_per_call: int | None) -> None:
+        self._fixed = tokens_per_call
+        self._next = 1
+
+    @property
+    def tokens(self) -> int:
+        return min(LONGEST_CALL, self._fixed or self._next)
+
+    def took(self, tokens: int, started: float) -> None:
+        """A call that began at ``started`` (``time.perf_counter``) made so many tokens."""
+        each = (time.perf_counter() - started) / max(tokens, 1)
+        self._next = max(1, min(2 * self._next, int(SECONDS_PER_CALL / max(each, 1e-6))))
