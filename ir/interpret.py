@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .graph import Graph, Node, postorder
-from .types import Dim, Past, Whole
+from .types import MAIN, TEXT, Dim, Past, Whole
 
 Moment = tuple[Node, int]  # a stream at a position; what has no clock is at position 0
 
@@ -46,6 +46,7 @@ class _Run:
         self.parameters = parameters
         self.given = {node: np.asarray(inputs[node.name]) for node in graph.inputs}
         self.lengths = {node.clock: len(array) for node, array in self.given.items()}
+        self.lengths[TEXT] = self.lengths.get(MAIN, 0)
         self.closing = dict(graph.feedback)
         self.values: dict[Moment, Any] = {}
 

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 MAIN = "main"  # the clock of a model that has only one
+TEXT = "text"  # a clock without inputs, over when the text begins: as long as the text will be
 
 DTYPES: dict[str, np.dtype] = {
     "f64": np.dtype(np.float64),

@@ -86,6 +86,10 @@ class RotaryDecoder(RopeFields):
         """The rotary positions of layer ``i``; None turns nothing."""
         return self.rope()
 
+    def ropes(self) -> tuple[Rope, ...]:
+        ropes = dict.fromkeys(self.layer_rope(i) for i in range(self.num_hidden_layers))
+        return tuple(rope for rope in ropes if rope)
+
     def norm(self, x: Stream, name: str) -> Stream:
         return rms_norm(x, name, self.rms_norm_eps)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,26 @@ import numpy as np
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph, Node, copy_node, make_node
 from ..ir.ops import OPS
-from ..ir.types import FLOATS
+from ..ir.types import FLOATS, TEXT
 from .embedded import DEFAULT, embedded_models
 from .families import build, family_of
+from .length import with_text_length
 from .spec import Config, read_config
 from .weights import fit, read_checkpoint
 
 WEIGHT_DTYPES = ("f32", "bf16", "f16")
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What generation_config.json forces and bans: the tokens of which one must come ``first`` (behind a
+    single token) and ``last`` (where the length ends a text), and those that are ``banned`` everywhere or
+    at the start of what is new."""
+
+    first: tuple[int, ...] = ()
+    last: tuple[int, ...] = ()
+    banned: tuple[int, ...] = ()
+    banned_at_start: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -27,9 +40,12 @@ class Model:
 
     ``graph`` computes ``logits`` f32[vocabulary_size] from ``token`` i32[]. ``context_length`` is how
     many positions the model was made for. ``add_bos`` says whether a text begins with ``bos_id``;
-    ``start_id`` is what an encoder-decoder's target begins with.
+    ``start_id`` is what an encoder-decoder's target begins with; ``source_length`` how many positions its
+    source can have, where that is not the context.
     ``sampling`` is how generation_config.json asks tokens to be drawn (temperature, top_k, top_p); it is
-    empty where the most likely token is to be taken.
+    empty where the most likely token is to be taken. ``shortest_like`` is for a model that computes all
+    positions of a text by the text's length: how long the shortest text is that it computes like one of
+    a given length; None where the length decides nothing.
     """
 
     name: str
@@ -45,6 +61,15 @@ class Model:
     add_bos: bool
     start_id: int | None
     sampling: Mapping[str, float]
+    constraints: Constraints = Constraints()
+    source_length: int | None = None
+    shortest_like: Callable[[int], int] | None = None
+
+    def for_texts_up_to(self, capacity: int) -> Model:
+        """The same model, not asking how long a text is where that changes nothing up to ``capacity``."""
+        if self.shortest_like is None or self.shortest_like(capacity) > 1:
+            return self
+        return replace(self, graph=with_text_length(self.graph, 1), shortest_like=None)
 
 
 def load(path_or_name: str | Path = DEFAULT, dtype: str = "f32") -> Model:
@@ -71,6 +96,8 @@ def load(path_or_name: str | Path = DEFAULT, dtype: str = "f32") -> Model:
         weights=weights,
         vocabulary_size=spec.vocab_size,
         context_length=spec.context_length,
+        source_length=getattr(spec, "source_length", None),
+        shortest_like=getattr(spec, "shortest_like", None) if TEXT in graph.clocks else None,
         **_generation(config, directory),
     )
 
@@ -130,7 +157,19 @@ def _generation(config: Config, directory: Path | None) -> dict[str, Any]:
         "add_bos": add_bos,
         "start_id": next((ids[0] for ids in starts if ids), None),
         "sampling": _sampling(files["generation_config.json"]),
+        "constraints": _constraints(files["generation_config.json"] or config),
     }
+
+
+def _constraints(settings: Config) -> Constraints:
+    """What is forced and banned; a word of one token that is bad is a banned token."""
+    words = settings.values.get("bad_words_ids") or []
+    return Constraints(
+        first=settings.token_ids("forced_bos_token_id"),
+        last=settings.token_ids("forced_eos_token_id"),
+        banned=settings.token_ids("suppress_tokens") + tuple(word[0] for word in words if len(word) == 1),
+        banned_at_start=settings.token_ids("begin_suppress_tokens"),
+    )
 
 
 def _sampling(settings: Config | None) -> dict[str, float]:

@@ -15,6 +15,8 @@ import numpy as np
 from ..compiler.language import concatenate, cos, maximum, position, reshape, sin, split, stack, where
 from ..compiler.stream import Stream
 from ..ir.errors import SystolicError
+from .length import text_length
+from .positions import UNLIMITED
 from .spec import Config, Size
 
 # Per position: two streams f32[width / 2]; None where nothing is turned.
@@ -53,6 +55,10 @@ class Rope:
         """What cosine and sine are multiplied by."""
         return 1.0
 
+    def shortest_like(self, length: int) -> int:
+        """How long the shortest text is that turns like one of ``length`` positions."""
+        return 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearRope(Rope):
@@ -66,10 +72,9 @@ class LinearRope(Rope):
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicRope(Rope):
-    """A base that grows with the length once it exceeds ``max_position_embeddings``.
+    """A base that grows with the length of the text once it exceeds ``max_position_embeddings``.
 
-    A causal model knows the length only up to its own position, so a key keeps the rotation of the
-    position that wrote it, as it does in a cache.
+    All positions turn by the frequencies of the whole text, so a longer text is computed anew.
     """
 
     factor: float
@@ -83,11 +88,14 @@ class DynamicRope(Rope):
 
     def frequencies(self, width: int) -> np.ndarray | Stream:
         limit = float(self.max_position_embeddings)
-        length = maximum(position().cast("f32") + 1.0, limit)
+        length = maximum(text_length().cast("f32"), limit)
         growth = length * (self.factor / limit) - (self.factor - 1.0)
         # theta becomes theta * growth^(width / (width - 2)); its power -2i/width is taken apart.
         exponents = -np.arange(0, width, 2) / max(width - 2, 1)
         return growth ** exponents.astype(np.float32) * self.base(width).astype(np.float32)
+
+    def shortest_like(self, length: int) -> int:
+        return length if length > self.max_position_embeddings else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +184,7 @@ def yarn_magnitude(factor: float, mscale: float) -> float:
 class LongRope(Rope):
     """One divisor per pair: ``short_factor`` up to the original context, ``long_factor`` beyond it.
 
-    A causal model knows the length only up to its own position, so a key keeps the rotation of the
-    position that wrote it, as it does in a cache.
+    A text that has grown beyond it turns differently from its first position on: it is computed anew.
     """
 
     short_factor: tuple[float, ...]
@@ -190,8 +197,11 @@ class LongRope(Rope):
             if len(getattr(self, name)) != len(self.base(width)):
                 raise SystolicError(f"{name} must hold {len(self.base(width))} numbers, one for each pair")
         short, long = self.base(width) / self.short_factor, self.base(width) / self.long_factor
-        is_short = position() + 1 <= self.original
+        is_short = text_length() <= self.original
         return where(is_short, short.astype(np.float32), long.astype(np.float32))
+
+    def shortest_like(self, length: int) -> int:
+        return self.original + 1 if length > self.original else 1
 
     def magnitude(self) -> float:
         if self.attention_factor is not None:
@@ -241,7 +251,16 @@ class RopeFields:
 
     @property
     def context_length(self) -> int:
-        return self.max_position_embeddings
+        is_open = any(isinstance(rope, DynamicRope) for rope in self.ropes())
+        return UNLIMITED if is_open else self.max_position_embeddings
+
+    def ropes(self) -> tuple[Rope, ...]:
+        """The scalings that the model uses."""
+        return (self.rope(),)
+
+    def shortest_like(self, length: int) -> int:
+        """How long the shortest text is that is computed like one of ``length`` positions."""
+        return max((rope.shortest_like(length) for rope in self.ropes()), default=1)
 
     def rope(self) -> Rope:
         """The scaling that the config asks for; ``SystolicError`` for one that is unknown."""

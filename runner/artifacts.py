@@ -45,7 +45,7 @@ _VERSIONS = ("systolic", "jax", "jaxlib", "numpy")
 
 def write_compiled(model: Model, options: Options, out: Path, *, copy_weights: bool = False) -> None:
     """Compiles a model into the new directory ``out``; nothing of it is left behind on an error."""
-    stages = run_passes(model.graph)
+    stages = run_passes(model.for_texts_up_to(options.capacity).graph)
     source = DerivedPrograms(stages[-1].graph, options)
     programs = _programs(source, options)
     with new_directory(out) as folder:
@@ -161,7 +161,8 @@ def open_compiled(path: Path, backend: str, chosen: Mapping[str, Any]) -> Execut
             raise SystolicError(f"{path} was compiled for {name} {fixed} and cannot run with {value}")
     options = Options(backend, **manifest["options"])
     source = SavedPrograms(path, manifest)
-    return Executable(_model(path, manifest), options, backend_named(backend), source)
+    model = _model(path, manifest).for_texts_up_to(options.capacity)
+    return Executable(model, options, backend_named(backend), source)
 
 
 def compiled_model(path: Path) -> Model:
@@ -225,6 +226,10 @@ class SavedPrograms:
 
     def encode(self, length: int) -> Program:
         return self._read(self._entries["encode", length], ())
+
+    @property
+    def behind_encoder(self) -> SavedPrograms:
+        raise SystolicError(f"{self._path} holds no programs for encoder states; they need the model itself")
 
     def _read(self, entry: Mapping[str, Any], states: tuple[State, ...]) -> Program:
         file = self._path / "programs" / f"{_file_name(entry['name'])}.json"

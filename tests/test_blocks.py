@@ -10,8 +10,9 @@ import pytest
 import systolic as sy
 from systolic.ir.interpret import interpret
 from systolic.models import blocks
-from systolic.models.positions import learned_positions, sinusoidal_positions
-from systolic.models.rope import SCALINGS, RopeFields, rotate, rotation
+from systolic.models.length import with_text_length
+from systolic.models.positions import UNLIMITED, learned_positions, sinusoidal_positions
+from systolic.models.rope import SCALINGS, NtkRope, RopeFields, rotate, rotation
 from systolic.models.spec import Config
 
 RANDOM = np.random.default_rng(7)
@@ -177,9 +178,16 @@ WIDE, LIMIT, ORIGINAL, THETA = 16, 12, 6, 100.0
 
 def angles_of(length=20, head_size=WIDE, **settings):
     """cos and sin [T, width / 2] for a rope whose settings are given in the 5.x layout."""
-    fields = Config("config.json", settings_of(**settings)).read(RopeFields)
-    both = run(lambda x: sy.stack(rotation(fields.rope(), head_size)), length=length)
+    return cos_sin_of(fields_of(**settings).rope(), length, head_size)
+
+
+def cos_sin_of(rope, length=20, head_size=WIDE):
+    both = run(lambda x: sy.stack(rotation(rope, head_size)), length=length)
     return both[:, 0], both[:, 1]
+
+
+def fields_of(**settings):
+    return Config("config.json", settings_of(**settings)).read(RopeFields)
 
 
 def settings_of(**settings):
@@ -212,13 +220,28 @@ def test_partial_rope_turns_the_first_part_only():
     )
 
 
-def test_dynamic_rope_grows_its_base_with_the_position():
+def test_a_width_that_is_odd_is_rounded_up_to_pairs():
+    got = angles_of(rope_type="default", partial_rotary_factor=0.2)
+    expect(got, lambda t, i: plain(i, width=3), width=4)
+
+
+def test_proportional_rope_lets_the_last_pairs_stand_still():
+    got = angles_of(rope_type="proportional", partial_rotary_factor=0.4, factor=2.0)
+    expect(got, lambda t, i: plain(i) / 2 if i < 3 else 0.0)
+
+
+def test_ntk_rope_stretches_its_base():
+    rope = NtkRope(rope_theta=THETA, alpha=50.0)
+    expect(cos_sin_of(rope), lambda t, i: plain(i, theta=THETA * 50 ** (WIDE / (WIDE - 2))))
+
+
+@pytest.mark.parametrize("length", [LIMIT - 4, LIMIT, 20])
+def test_dynamic_rope_grows_its_base_with_the_length_of_the_text(length):
     def frequency(t, i):
-        length = max(t + 1, LIMIT)
-        base = THETA * (2.5 * length / LIMIT - 1.5) ** (WIDE / (WIDE - 2))
+        base = THETA * (2.5 * max(length, LIMIT) / LIMIT - 1.5) ** (WIDE / (WIDE - 2))
         return base ** (-2 * i / WIDE)
 
-    expect(angles_of(rope_type="dynamic", factor=2.5), frequency)
+    expect(angles_of(rope_type="dynamic", factor=2.5, length=length), frequency, length=length)
 
 
 def test_llama3_rope_has_three_bands():
@@ -276,8 +299,9 @@ def test_yarn_rope(extra, magnitude, original):
     expect(got, frequency, magnitude)
 
 
+@pytest.mark.parametrize("length", [ORIGINAL, ORIGINAL + 1])
 @pytest.mark.parametrize("factor", [None, 2.0, 5.0])
-def test_longrope_changes_its_divisors_beyond_the_original_context(factor):
+def test_longrope_has_other_divisors_for_texts_beyond_the_original_context(factor, length):
     short, long = [1.0 + 0.1 * i for i in range(WIDE // 2)], [3.0 + i for i in range(WIDE // 2)]
     settings = {"factor": factor} if factor else {}
     got = angles_of(
@@ -285,10 +309,34 @@ def test_longrope_changes_its_divisors_beyond_the_original_context(factor):
         short_factor=short,
         long_factor=long,
         original_max_position_embeddings=ORIGINAL,
+        length=length,
         **settings,
     )
     magnitude = math.sqrt(1 + math.log(factor or LIMIT / ORIGINAL) / math.log(ORIGINAL))
-    expect(got, lambda t, i: plain(i) / (short if t + 1 <= ORIGINAL else long)[i], magnitude)
+    divisors = short if length == ORIGINAL else long
+    expect(got, lambda t, i: plain(i) / divisors[i], magnitude, length=length)
+
+
+def test_which_texts_turn_alike():
+    divisors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    long = fields_of(rope_type="longrope", original_max_position_embeddings=ORIGINAL, **divisors)
+    dynamic, plain = fields_of(rope_type="dynamic", factor=2.0), fields_of(rope_type="default")
+    lengths = [1, ORIGINAL, ORIGINAL + 1, LIMIT, LIMIT + 1, LIMIT + 2]
+    assert [long.shortest_like(n) for n in lengths] == [1, 1] + [ORIGINAL + 1] * 4
+    assert [dynamic.shortest_like(n) for n in lengths] == [1, 1, 1, 1, LIMIT + 1, LIMIT + 2]
+    assert [plain.shortest_like(n) for n in lengths] == [1] * 6
+    assert [fields.context_length for fields in (long, plain, dynamic)] == [LIMIT, LIMIT, UNLIMITED]
+
+
+def test_a_graph_for_texts_of_one_length_does_not_ask_for_it():
+    rope = fields_of(rope_type="dynamic", factor=2.5).rope()
+    graph = sy.trace(lambda x: sy.stack(rotation(rope, WIDE)), x="f32[1]")
+    x = {"x": np.zeros((20, 1), np.float32)}
+    settled = with_text_length(graph, 20)
+    assert "text" in graph.clocks and "text" not in settled.clocks
+    np.testing.assert_array_equal(interpret(settled, x, {})["output"], interpret(graph, x, {})["output"])
+    shorter = interpret(with_text_length(graph, LIMIT), x, {})["output"]
+    assert not np.allclose(shorter, interpret(graph, x, {})["output"])
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -328,7 +376,7 @@ def test_old_and_new_layouts_of_rope_settings_agree():
         ({"rope_type": "linear"}, "rope_parameters: factor is missing"),
         ({"rope_type": "linear", "factor": "2"}, 'rope_parameters: factor must be a number, not "2"'),
         ({"rope_type": "linear", "factor": 2.0, "mrope_section": [1]}, "rope_parameters: mrope_section"),
-        ({"rope_type": "default", "partial_rotary_factor": 0.2}, "even number of elements, not 3 of 16"),
+        ({"rope_type": "default", "partial_rotary_factor": 0.05}, "need pairs of elements, not 0 of 16"),
         ({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 8}, "must hold 8 numbers"),
         ({"rope_type": "longrope", "short_factor": 1.0, "long_factor": [1.0]}, "must be a list of numbers"),
         (
