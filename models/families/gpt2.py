@@ -83,7 +83,7 @@ class GptBigcode(Gpt2):
 
 _NAMING = Naming(
     "transformer.",
-    (r"h\.\d+\.attn\.(bias|masked_bias)",),
+    (r"h\.\d+\.attn\.\w*bias",),
     tied={"lm_head.weight": "transformer.wte.weight"},
 )
 FAMILIES = {"gpt2": Family(Gpt2, _NAMING), "gpt_bigcode": Family(GptBigcode, _NAMING)}

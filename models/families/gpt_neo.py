@@ -74,7 +74,7 @@ def with_attention_layers(config: Config, stored: Collection[str] | None) -> Con
 
 _NAMING = Naming(
     "transformer.",
-    (r"h\.\d+\.attn\.attention\.(bias|masked_bias)",),
+    (r"h\.\d+\.attn\.attention\.\w*bias",),
     tied={"lm_head.weight": "transformer.wte.weight"},
 )
 FAMILIES = {"gpt_neo": Family(GptNeo, _NAMING, with_attention_layers)}

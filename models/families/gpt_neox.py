@@ -83,7 +83,7 @@ class Persimmon(RotaryGpt):
 
 _NEOX_NAMING = Naming(
     "gpt_neox.",
-    (r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
+    (r"layers\.\d+\.attention\.(\w*bias|rotary_emb\.inv_freq)",),
     tied={"embed_out.weight": "gpt_neox.embed_in.weight"},
 )
 _PERSIMMON_NAMING = Naming(

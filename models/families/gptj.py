@@ -82,7 +82,7 @@ class CodeGen(GptJ):
 
 _NAMING = Naming(
     "transformer.",
-    (r"h\.\d+\.attn\.(bias|masked_bias|causal_mask|embed_positions)",),
+    (r"h\.\d+\.attn\.(\w*bias|causal_\w+|embed_positions)",),
     tied={"lm_head.weight": "transformer.wte.weight"},
 )
 FAMILIES = {"codegen": Family(CodeGen, _NAMING), "gptj": Family(GptJ, _NAMING)}
