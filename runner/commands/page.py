@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ...compiler.difference import Difference, difference, show_difference
 from ...compiler.measures import operations, value_bytes, work_of
-from ...compiler.program import Program
+from ...compiler.program import Program, State
 from ...ir.dumps.folded_text import print_folded
 from ...ir.dumps.viewer.page import viewer_page
 from ...ir.errors import SystolicError
@@ -36,7 +36,7 @@ def model_page(stages: Stages, stage: str, expand: Iterable[str] = ()) -> str:
         "changes": changes,
         "pass": list(stages.passes).index(stage) if stage in stages.passes else 0,
         "programs": [_graph_record(name, program.graph, capacity) for name, program in programs.items()],
-        "states": [state_record(state) for state in programs["decode"].states] if "decode" in programs else [],
+        "states": [state_record(state) for state in _states(programs)],
         "certificate": str(last.certificate()),
         "shown": _shown(stages, stage, tuple(programs)),
         "expand": list(expand),
@@ -53,6 +53,10 @@ def derived_programs(stages: Stages) -> dict[str, Program]:
         except SystolicError:
             continue
     return programs
+
+
+def _states(programs: Mapping[str, Program]) -> tuple[State, ...]:
+    return programs["decode"].states if "decode" in programs else ()
 
 
 def _shown(stages: Stages, stage: str, programs: tuple[str, ...]) -> list[str]:

@@ -16,6 +16,11 @@ class Pane {
     this.element.setAttribute("aria-label", `${stage.title} graph`);
     this.element.innerHTML = `
       <header><h2></h2><span class="meta"></span>
+        <div class="unit" role="group" aria-label="Layer" hidden>
+          <button data-step="-1" aria-label="The layer before" title="The layer before ([)">‹</button>
+          <output></output>
+          <button data-step="1" aria-label="The layer after" title="The layer after (])">›</button>
+        </div>
         <div class="tools">
           <button data-zoom="out" aria-label="Zoom out" title="Zoom out (−)">−</button>
           <button data-zoom="fit" aria-label="Fit to the pane" title="Fit (0)">⤢</button>
@@ -32,6 +37,8 @@ class Pane {
     this.element.addEventListener("click", (event) => {
       const zoom = event.target.closest("[data-zoom]");
       if (zoom) this.zoomBy(zoom.dataset.zoom);
+      const step = event.target.closest("[data-step]");
+      if (step) this.viewer.stepUnit(this, +step.dataset.step);
     });
     svg.addEventListener("wheel", (event) => {
       event.preventDefault();
@@ -148,7 +155,7 @@ class Pane {
     ].join("");
     this.drawn = area;
     this.elements = new Map();
-    for (const element of this.world.querySelectorAll("[data-key]")) this.elements.set(element.dataset.key, element);
+    for (const element of this.world.querySelectorAll(".item")) this.elements.set(element.dataset.key, element);
     this.move();
     this.mark();
   }
@@ -176,9 +183,17 @@ class Pane {
       element.classList.toggle("near", traced ? isTraced(route, traced) : Boolean(current) && touches(route, current, selected));
     }
     if (traced) for (const [key, element] of this.elements) element.classList.toggle("linked", this.isTracedView(key, traced));
+    this.showUnit();
     const focus = current && this.elements.get(current.key);
     if (focus) this.svg.setAttribute("aria-activedescendant", focus.id);
     else this.svg.removeAttribute("aria-activedescendant");
+  }
+
+  /** Which layer is open, above the graph, where it is in sight however far one has gone into it. */
+  showUnit() {
+    const fold = this.viewer.foldOf(this), shown = fold && this.viewer.folding.unitOf(fold), element = this.element.querySelector(".unit");
+    element.hidden = typeof shown !== "number";
+    if (!element.hidden) element.querySelector("output").textContent = fold.children.find((unit) => unit.number === shown).label;
   }
 
   isTracedView(key, traced) {
