@@ -222,10 +222,10 @@ JAX: dict[str, Callable[..., Any]] = {
     "max_at": partial(_join_at, "max"),
     "take": _take,
     "top_k": _top_k,
+    "routed_contraction": _routed_contraction,
     "read_rows": _read_rows,
     "write_rows": _write_rows,
     "linear_scan": _linear_scan,
     "loop": _loop,
     "part": lambda x, index: x[index],
 }
-    "routed_contraction": _routed_contraction,

@@ -274,13 +274,13 @@ def _linear_samples() -> list[Sample]:
         Sample("top_k", "zeros", (_array([0.0, -0.0, -1.0, 0.0, -0.0]),), {"k": 4}),
         Sample("top_k", "minus infinity", (_array([-np.inf, 1.0, -np.inf, -np.inf]),), {"k": 3}),
         Sample("top_k", "bf16", (integers(3, 9, dtype=BF16),), {"k": 5}),
+        *_routed_samples(),
         Sample("softmax", "last", (x * 10,), {"axis": 2}),
         Sample("softmax", "first", (x,), {"axis": 0}),
         Sample("softmax", "large", (_array([[1000.0, 999.0, -np.inf]]),), {"axis": 1}),
         Sample("softmax", "bf16", (x.astype(BF16),), {"axis": 1}),
         Sample("cumulative_sum", "middle", (random(2, 7, 3),), {"axis": 1}),
         Sample("cumulative_sum", "i32", (integers(2, 9),), {"axis": 1}),
-        *_routed_samples(),
         Sample("cumulative_sum", "u8", (integers(5, low=0, dtype=np.uint8),), {"axis": 0}),
         Sample("cumulative_sum", "one", (random(1, 3),), {"axis": 0}),
     ]
@@ -308,12 +308,6 @@ def _order_samples() -> list[Sample]:
     return samples
 
 
-def _row_samples() -> list[Sample]:
-    table, index = random(5, 3), _array([[0, 4], [-1, 9]], np.int32)
-    state, rows = random(2, 6, 3, 2), _array([[0, 5, -3], [9, 6, 2]], np.int32)
-    samples = [
-        Sample("take", "first axis", (table, index), {"axis": 0}),
-        Sample("take", "last axis", (table, index), {"axis": 1}),
 def _routed_samples() -> list[Sample]:
     """Few rows and many, of tokens and of choices, of matrices stored both ways; some are sent nowhere."""
     samples = []
@@ -340,6 +334,12 @@ def _routed_samples() -> list[Sample]:
     ]
 
 
+def _row_samples() -> list[Sample]:
+    table, index = random(5, 3), _array([[0, 4], [-1, 9]], np.int32)
+    state, rows = random(2, 6, 3, 2), _array([[0, 5, -3], [9, 6, 2]], np.int32)
+    samples = [
+        Sample("take", "first axis", (table, index), {"axis": 0}),
+        Sample("take", "last axis", (table, index), {"axis": 1}),
         Sample("take", "one", (table, _array(2, np.int32)), {"axis": 0}),
         Sample("take", "wide table", (random(300, 2), _array([-100, 3, 127], np.int8)), {"axis": 0}),
         Sample("take", "u8", (random(200, 2), _array([150, 255], np.uint8)), {"axis": 0}),
@@ -454,6 +454,9 @@ ERRORS: tuple[ErrorSample, ...] = (
     ErrorSample("top_k", ("f32[2,3]",), {"k": 4}, r"4 elements cannot be chosen along the last axis"),
     ErrorSample("top_k", ("f32[past]",), {"k": 1}, "cannot be chosen"),
     ErrorSample("top_k", ("i32[3]",), {"k": 1}, "takes floats"),
+    ErrorSample("routed_contraction", ("f32[3]", "f32[4,3]", "i32[2]"), {"axes": "nd"}, "no stack"),
+    ErrorSample("routed_contraction", ("f32[3]", "f32[2,4,3]", "f32[2]"), {"axes": "nd"}, "does not choose"),
+    ErrorSample("routed_contraction", ("f32[3]", "f32[2,4,3]", "i32[2]"), {"axes": "dn"}, "does not fit"),
     ErrorSample("softmax", ("i32[2]",), {"axis": 0}, "takes floats"),
     ErrorSample("cumulative_sum", ("f32[past]",), {"axis": 0}, "cannot be taken along axis 0"),
     ErrorSample("bitwise_xor", ("f32[2]", "f32[2]"), {}, "takes i64"),
@@ -466,9 +469,6 @@ ERRORS: tuple[ErrorSample, ...] = (
     ErrorSample("linear_scan", ("f32[2,3]", "f32[2,3]", "f32[3]"), {}, "cannot start with"),
     ErrorSample("linear_scan", ("f32[2,3]", "f32[2,4]", "f32[2]"), {}, "factors and terms"),
     ErrorSample("linear_scan", ("f32[2,3]", "f32[2,3]", "f32[2]"), {"join": "minimum"}, "joins its terms"),
-    ErrorSample("routed_contraction", ("f32[3]", "f32[4,3]", "i32[2]"), {"axes": "nd"}, "no stack"),
-    ErrorSample("routed_contraction", ("f32[3]", "f32[2,4,3]", "f32[2]"), {"axes": "nd"}, "does not choose"),
-    ErrorSample("routed_contraction", ("f32[3]", "f32[2,4,3]", "i32[2]"), {"axes": "dn"}, "does not fit"),
     ErrorSample("read_rows", ("f32[2,3]", "i32[1,3]"), {}, "does not index the rows"),
     ErrorSample("write_rows", ("f32[2,3]", "f32[2,2]", "i32[2,1]"), {}, "are not the values"),
     ErrorSample("write_rows", ("f32[2,3]", "f32[2,1]", "i32[2,1]"), {"axis": 2}, "no axis 2"),
