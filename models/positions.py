@@ -12,15 +12,15 @@ from ..compiler.language import (
     concatenate,
     constant,
     cos,
-    history,
+    feedback,
     minimum,
     parameter,
     position,
     sin,
-    sum,
     take,
     transpose,
     whole,
+    zeros,
 )
 from ..compiler.stream import Stream
 from ..ir.types import MAIN
@@ -48,9 +48,14 @@ def sinusoids(place: Stream, frequencies: np.ndarray) -> Stream:
 def learned_positions_of_text(name: str, count: int, width: int, token: Stream, padding: int) -> Stream:
     """Row ``padding`` + n of the table ``name``.weight [count, width] for the n-th token (from 1) that is
     not the token ``padding``, and row ``padding`` for that one: f32[width]."""
+    return take(parameter(f"{name}.weight", (count, width)), count_of_text(token, padding) + padding)
+
+
+def count_of_text(token: Stream, padding: int) -> Stream:
+    """How many tokens up to this one are not the token ``padding``; 0 for that one itself: i32[]."""
     is_text = (token != padding).cast("i32")
-    row = sum(history(is_text), axis=0) * is_text + padding
-    return take(parameter(f"{name}.weight", (count, width)), row)
+    count = feedback(zeros((), "i32"), str(token.node.clock))
+    return count.close(count + is_text) * is_text
 
 
 def gains_of_buckets(name: str, shape: tuple[int, int], buckets: Stream) -> Stream:

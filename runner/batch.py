@@ -10,7 +10,9 @@ import numpy as np
 
 from ..compiler.derive.moves import PIECE_PREFIX, piece_type, row_type
 from ..ir.errors import SystolicError
+from .lengths import require_one_length
 from .snapshot import Snapshot
+from .sources import Source, read_sources, shown
 from .undo import AS_A_WHOLE, BY_POSITION, Checkpoint, Rewind
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class Batch:
     def __init__(
         self, executable: Executable, checkpoint_every: int | None = None, longest: int | None = None
     ) -> None:
+        require_one_length(executable.model, executable.options.capacity)
         self._executable = executable
         chunks = executable.options.chunks
         self._longest = max(chunks) if longest is None else min(longest, max(chunks))
@@ -51,7 +54,7 @@ class Batch:
         self._interval = interval if self.undo.needs_checkpoints else 0
         self.rows: list[Row] = []
         self._source = executable.inputs.source
-        self._room = executable.options.capacity if self._source else 0
+        self._room = executable.options.source_room if self._source else 0
         self._states: dict[str, Any] = {}
         self._lose()
 
@@ -85,18 +88,14 @@ class Batch:
 
     # ---- reading ----
 
-    def begin(self, row: int, source: Sequence[int] = ()) -> None:
+    def begin(self, row: int, source: Source = ()) -> None:
         """Empties a row; an encoder-decoder reads its source."""
-        self.rows[row] = Row(source=tuple(source))
+        self.rows[row] = Row(source=shown(source))
         if self._source is None:
             return
-        counts = self._counts({row: len(source)})
-        program = self._executable.programs.source(self._room)
-        block = np.zeros((len(self.rows), program.program.chunk), np.int32)
-        block[row, : len(source)] = source
-        nothing = self._counts({})
-        inputs = {self._source.name: block, "offset": nothing, "length": nothing, **self._ends(counts)}
-        _, constants = program.run(self._executable.parameters, inputs, {})
+        sources: list[Source] = [()] * len(self.rows)
+        sources[row] = source
+        constants = read_sources(self._executable, sources, self._room)
         self._restore("constants", row, self._save("constants", row, constants))
 
     def clear(self, row: int) -> None:

@@ -30,6 +30,7 @@ from .saved_state import load_state, save_state
 from .scheduler import Scheduler
 from .session import Session
 from .snapshot import Snapshot
+from .sources import EncoderStates, Source
 from .tokens import Tokenizer
 from .undo import Undo
 
@@ -91,7 +92,7 @@ class Executable:
     def inputs(self) -> Inputs:
         """What the model takes, by clock."""
         clock = self.model.graph.outputs[self.logits_output].clock
-        return Inputs(self.model, clock, self.options.capacity)
+        return Inputs(self.model, clock, self.options.capacity, self.options.source_room)
 
     @cached_property
     def _certificate(self) -> Certificate:
@@ -131,18 +132,20 @@ class Executable:
 
     # ---- whole texts ----
 
-    def score(self, ids: Sequence[int], *, target: Sequence[int] | None = None) -> np.ndarray:
+    def score(self, ids: Source, *, target: Sequence[int] | None = None) -> np.ndarray:
         """Logits float32 [T, V] behind each position of a text, in one parallel pass.
 
         An encoder-decoder reads ``ids`` as its source, and yields the logits behind each position of
-        ``target``, which begins with the model's start token.
+        ``target``, which begins with the model's start token. ``EncoderStates`` are read in place of a
+        source.
         """
         texts = self.inputs.to_score(ids, target)
-        source = 0 if target is None else len(ids)
-        program = self.programs.score(len(ids) if target is None else len(target), source)
+        *sources, text = map(len, texts.values())
+        programs = self.programs.behind_encoder if isinstance(ids, EncoderStates) else self.programs
+        program = programs.score(text, *sources)
         return self._whole_text(program, texts)[self.logits_output].astype(np.float32)
 
-    def log_likelihoods(self, ids: Sequence[int], *, target: Sequence[int] | None = None) -> np.ndarray:
+    def log_likelihoods(self, ids: Source, *, target: Sequence[int] | None = None) -> np.ndarray:
         """log P of each token after the first, given those before it: float64 [T - 1].
 
         The tokens are those of ``target`` where the model has a source, as in ``score``.
@@ -153,7 +156,7 @@ class Executable:
         chosen = np.take_along_axis(shifted, tokens, axis=-1)[:, 0]
         return chosen - np.log(np.exp(shifted).sum(axis=-1))
 
-    def encode(self, ids: Sequence[int], *, output: str | None = None, **inputs: Sequence[int]) -> np.ndarray:
+    def encode(self, ids: Source, *, output: str | None = None, **inputs: Sequence[int]) -> np.ndarray:
         """What a model that reads the whole text yields: float32 [T, …], one value for each position,
         or […] where the output is one value for the text.
 
@@ -168,21 +171,23 @@ class Executable:
         if name not in outputs:
             raise SystolicError(f"{self.model.name} has no output {name!r}; it has {', '.join(outputs)}")
         texts = self.inputs.to_encode(ids, inputs)
-        program = self.programs.encode(len(ids)) if source else self.programs.score(len(ids))
+        length = len(next(iter(texts.values())))
+        program = self.programs.encode(length) if source else self.programs.score(length)
         values = self._whole_text(program, texts)[name].astype(np.float32)
         return values if outputs[name].clock is not None else values[0]
 
-    def _whole_text(self, prepared: Prepared, texts: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+    def _whole_text(self, prepared: Prepared, texts: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The results [T, …] by name of a program that reads texts at once; the last one has T tokens."""
-        sizes = {node.name: node.tensor.static_shape for node in prepared.program.graph.inputs}
-        *_, length = map(len, texts.values())
+        types = {node.name: node.tensor for node in prepared.program.graph.inputs}
+        first, *_, length = len(next(iter(texts.values()))), *map(len, texts.values())
         inputs = {"offset": np.zeros(1, np.int32), "length": np.array([length], np.int32)}
         for name, numbers in texts.items():
-            inputs[name] = np.zeros(sizes[name], np.int32)
+            inputs[name] = np.zeros(types[name].static_shape, DTYPES[types[name].dtype])
             inputs[name][0, : len(numbers)] = numbers
-        if self.inputs.source and self.inputs.source.name in texts:
-            count = len(texts[self.inputs.source.name])
-            inputs[f"length.{self.inputs.source.clock}"] = np.array([count], np.int32)
+        if LENGTH_INPUT in types:
+            inputs[LENGTH_INPUT] = inputs["length"]
+        if self.inputs.source:  # which is the first text
+            inputs[f"length.{self.inputs.source.clock}"] = np.array([first], np.int32)
         results, _ = prepared.run(self.parameters, inputs, {})
         return {name: self.backend.fetch(result)[0, :length] for name, result in results.items()}
 
@@ -218,7 +223,7 @@ class Executable:
             raise SystolicError(f"{self.model.name} has no tokenizer, so it cannot stream text; use steps()")
         return (step.text for step in self.steps(prompt, **generation) if step.text)
 
-    def generate_batch(self, prompts: Sequence[Prompt], **generation: Any) -> list[list[int]]:
+    def generate_batch(self, prompts: Sequence[Prompt | Source], **generation: Any) -> list[list[int]]:
         """The new token ids of each prompt, ``batch`` prompts at a time.
 
         Each row is what ``generate`` gives for it alone; where tokens are drawn, row r has random
@@ -235,19 +240,25 @@ class Executable:
         return replies
 
     def _run(
-        self, prompts: Sequence[Prompt], generation: Generation, first_row: int = 0
+        self, prompts: Sequence[Prompt | Source], generation: Generation, first_row: int = 0
     ) -> Iterator[list[Step | None]]:
         sources, ids = zip(*(self.prompt_of(prompt, generation) for prompt in prompts), strict=True)
         return run_rows(self, ids, generation, first_row, sources=sources if self.inputs.source else ())
 
-    def prompt_of(self, prompt: Prompt, generation: Generation) -> tuple[list[int], list[int]]:
+    def prompt_of(self, prompt: Prompt | Source, generation: Generation) -> tuple[Source, list[int]]:
         """(source, text to continue): an encoder-decoder reads the prompt as its source.
 
         Raises ``SystolicError`` if this model cannot continue it.
         """
         self._check_generates(generation)
-        ids = self.inputs.checked(self.prompt_ids(prompt), "prompt")
-        return (ids, [self.inputs.start]) if self.inputs.source else ([], ids)
+        source: Source = self.prompt_ids(prompt) if isinstance(prompt, str) else prompt
+        inputs = self.inputs
+        if inputs.source is None:
+            if generation.prefix:
+                raise SystolicError(f"{self.model.name} reads one text; only an encoder-decoder has a prefix")
+            return [], inputs.checked(source, "prompt")  # type: ignore[arg-type]
+        target = inputs.checked([inputs.start, *generation.prefix], "prefix", inputs.token)
+        return inputs.checked_source(source, "prompt"), target
 
     def prompt_ids(self, prompt: Prompt) -> Sequence[int]:
         """The token ids of a prompt, as the tokenizer makes them from text."""
@@ -297,6 +308,7 @@ def compile(
         model = model_of_graph(model, weights, capacity)
     cache = None if cache_directory is None else Path(cache_directory)
     options = options_for(model, backend, batch, capacity, chunk, state, cache)
+    model = model.for_texts_up_to(options.capacity)
     final = run_passes(model.graph)[-1].graph
     return Executable(model, options, backend_named(backend, cache), DerivedPrograms(final, options))
 

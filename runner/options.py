@@ -22,7 +22,8 @@ class Options:
 
     ``batch`` rows run side by side, each with up to ``capacity`` positions; prompts are read in
     chunks of up to ``chunk`` positions; ``state`` says how the states are chosen (auto, sources,
-    tokens). ``cache_directory`` keeps compiled programs from run to run, None the default place.
+    tokens). The source of an encoder-decoder can have ``source_capacity`` positions (None: as many
+    as a row). ``cache_directory`` keeps compiled programs from run to run, None the default place.
     """
 
     backend: str = "xla"
@@ -31,10 +32,13 @@ class Options:
     chunk: int = DEFAULT_CHUNK
     state: str = "auto"
     cache_directory: Path | None = None
+    source_capacity: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch", "capacity", "chunk"):
+        for name in ("batch", "capacity", "chunk", "source_capacity"):
             value = getattr(self, name)
+            if value is None and name == "source_capacity":
+                continue
             if not is_integer(value) or value < 1:
                 raise SystolicError(f"{name} must be an integer of at least 1, not {value!r}")
         if self.state not in STRATEGIES:
@@ -52,6 +56,16 @@ class Options:
         """The text lengths that have a scoring program."""
         return _doubling(self.capacity)
 
+    @property
+    def source_room(self) -> int:
+        """How many positions a source can have."""
+        return self.source_capacity or self.capacity
+
+    @property
+    def source_lengths(self) -> tuple[int, ...]:
+        """The lengths of sources that have programs."""
+        return _doubling(self.source_room)
+
 
 def options_for(
     model: Model,
@@ -66,7 +80,7 @@ def options_for(
     if capacity is None:
         capacity = min(model.context_length, DEFAULT_CAPACITY)
     chunk = min(capacity, DEFAULT_CHUNK) if chunk is None else chunk
-    options = Options(backend, batch, capacity, chunk, state, cache_directory)
+    options = Options(backend, batch, capacity, chunk, state, cache_directory, model.source_length)
     if capacity > model.context_length:
         limit = f"the {model.context_length} positions that {model.name} was made for"
         raise SystolicError(f"a capacity of {capacity} is more than {limit}")

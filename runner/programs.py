@@ -17,6 +17,7 @@ from ..compiler.derive import (
     derive_chunk,
     derive_score,
     derive_source,
+    graph_behind_source,
     source_graph,
 )
 from ..compiler.derive.moves import derive_put, derive_restore, derive_save, derive_take
@@ -58,6 +59,10 @@ class ProgramSource(Protocol):
     def encode(self, length: int) -> Program:
         """Reads one source and yields what the target reads of each of its positions."""
 
+    @property
+    def behind_encoder(self) -> ProgramSource:
+        """The same for a source that is given as what an encoder made of it."""
+
 
 class DerivedPrograms:
     """Programs derived from a per-token graph."""
@@ -68,7 +73,7 @@ class DerivedPrograms:
         self.score_lengths = options.score_lengths
         self._clock = next(iter(graph.outputs.values())).clock
         has_source = any(node.clock != self._clock for node in graph.inputs)
-        self.source_lengths = options.score_lengths if has_source else ()
+        self.source_lengths = options.source_lengths if has_source else ()
 
     @cached_property
     def forms(self) -> tuple[Form, ...]:
@@ -87,7 +92,8 @@ class DerivedPrograms:
     def _sources(self, length: int | None) -> dict[str, int]:
         """The length of each clock but the one that is decoded."""
         length = max(self.source_lengths, default=0) if length is None else length
-        return dict.fromkeys((c for c in self._graph.clocks if c != self._clock), length)
+        room = {clock: length for clock in self._graph.clocks if clock != self._clock}
+        return room | {clock: self._options.capacity for clock in room if clock == TEXT}
 
     def chunk(self, size: int, source: int | None = None) -> Program:
         return self._chunk(size, source, last=True)
@@ -122,6 +128,10 @@ class DerivedPrograms:
     def encode(self, length: int) -> Program:
         program = derive_score(source_graph(self._graph, str(self._clock)), rows=1, length=length)
         return replace(program, name=f"encode.{length}")
+
+    @property
+    def behind_encoder(self) -> DerivedPrograms:
+        return DerivedPrograms(graph_behind_source(self._graph, str(self._clock)), self._options)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..ir.errors import SystolicError
 from .generate import Generation, Step
+from .sources import Source
 
 if TYPE_CHECKING:
     from .scheduler import Scheduler
@@ -28,12 +29,12 @@ class Request:
         self,
         scheduler: Scheduler,
         prompt: Sequence[int],
-        source: Sequence[int],
+        source: Source,
         generation: Generation,
         priority: int,
     ) -> None:
         self.prompt = tuple(prompt)
-        self.source = tuple(source)
+        self.source = source
         self.generation = generation
         self.priority = priority
         self.reused = 0  # positions of the prompt that were known

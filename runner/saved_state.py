@@ -82,7 +82,7 @@ def load_state(executable: Executable, path: Path) -> Snapshot:
     if count > capacity:
         raise SystolicError(f"{path} has {count} positions, more than the capacity of {capacity}")
     programs = executable.programs
-    room = capacity if executable.inputs.source else 0
+    room = executable.options.source_room if executable.inputs.source else 0
     size = min(size for size in executable.options.score_lengths if size >= count)
 
     def group(name: str, states: tuple[State, ...]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ..ir.errors import SystolicError
 from .batch import Batch
 from .choice import Chooser
 from .generate import Generation, Reply, Step
+from .sources import shown
 
 if TYPE_CHECKING:
     from .executable import Executable
@@ -238,7 +239,7 @@ class Session:
         length = len(self._tokens)
         if length not in self._logits:
             row = self._rows.rows[0]
-            if row.source != tuple(self._source):  # a call that was interrupted has lost the row
+            if row.source != shown(self._source):  # a call that was interrupted has lost the row
                 self._rows.begin(0, self._source)
             position = min(_common(row.tokens, self._tokens), length - 1)
             again = self._rows.rewind(0, position)

@@ -187,7 +187,7 @@ def test_a_head_in_the_file_wins_over_the_config(tmp_path):
     [
         ({"dense_act_fn": "silu"}, r"config\.json: dense_act_fn contradicts feed_forward_proj 'relu'"),
         ({"is_gated_act": True}, "is_gated_act contradicts feed_forward_proj 'relu'"),
-        ({"feed_forward_proj": "gated-mish"}, "activation 'mish' is unknown"),
+        ({"feed_forward_proj": "gated-gleu"}, "activation 'gleu' is unknown"),
         ({"relative_attention_num_buckets": 3}, "relative_attention_num_buckets must be at least 4"),
         ({"relative_attention_max_distance": 4}, "relative_attention_max_distance is not beyond half"),
         ({"is_encoder_decoder": False}, "is_encoder_decoder is false"),

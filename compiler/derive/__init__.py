@@ -2,7 +2,7 @@
 
 from .forms import Form, choose_forms, derive_cheapest, latent_form
 from .programs import derive_chunk, derive_score, derive_source
-from .sources import source_graph
+from .sources import graph_behind_source, source_graph
 from .states import StatePlan, choose_states
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "derive_chunk",
     "derive_score",
     "derive_source",
+    "graph_behind_source",
     "latent_form",
     "source_graph",
 ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Set
 
-from ...ir.graph import Graph, Node, postorder
+from ...ir.graph import Graph, Node, copy_node, make_node, postorder
+from ...ir.ops import OPS
 
 _VIEWS = ("reshape", "broadcast_to", "transpose")  # what computes nothing
 
@@ -64,4 +65,25 @@ def source_graph(graph: Graph, clock: str) -> Graph:
         tuple(node for node in graph.parameters if node in needed),
         streams,
         tuple(pair for pair in graph.feedback if pair[0] in needed),
+    )
+
+
+def graph_behind_source(graph: Graph, clock: str) -> Graph:
+    """The graph with what ``clock`` reads of other clocks given, instead of computed: inputs of the names
+    that the streams have in ``source_graph``. Of an encoder-decoder this is the decoder.
+    """
+    streams = source_graph(graph, clock).outputs
+    given = {
+        stream: make_node(OPS["input"], (), {"type": stream.type, "clock": stream.clock}, name=name)
+        for name, stream in streams.items()
+    }
+    new: dict[Node, Node] = {}
+    for node in postorder(graph.outputs.values(), lambda node: () if node in given else node.sources):
+        new[node] = given.get(node) or copy_node(node, tuple(new[source] for source in node.sources))
+    return Graph(
+        f"{graph.name}.decoder",
+        (*given.values(), *(new.get(node, node) for node in graph.inputs if node.clock == clock)),
+        tuple(new[node] for node in graph.parameters if node in new),
+        {name: new[node] for name, node in graph.outputs.items()},
+        tuple((new[previous], new[value]) for previous, value in graph.feedback if previous in new),
     )

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from ...compiler.language import concatenate, history, position, sum, where, zeros
+from ...compiler.language import concatenate, where, zeros
 from ...compiler.stream import Stream
 from ..encoder_decoder import NAMING, EncoderDecoder, clock_of, with_tensors_of_file
 from ..family import Family
-from ..positions import sinusoidal_positions, sinusoids
+from ..positions import count_of_text, sinusoidal_positions, sinusoids
 from ..spec import Size
 
 
@@ -55,17 +55,13 @@ class M2m100(EncoderDecoder):
     pad_token_id: int = 1
 
     def places(self, token: Stream, stack: str) -> Stream:
-        is_text = token != self.pad_token_id
-        if stack == "encoder":
-            count = sum(history(is_text.cast("i32")), axis=0)
-        else:  # as when the library decodes: every position before this one counts
-            count = position(clock_of(stack)) + 1
+        count = count_of_text(token, self.pad_token_id)
         half = self.d_model // 2
         frequencies = 10000.0 ** (-np.arange(half) / (half - 1))
         places = sinusoids(count + self.pad_token_id, frequencies)
         if self.d_model % 2:
             places = concatenate([places, zeros((1,))])
-        return where(is_text, places, 0.0)
+        return where(count > 0, places, 0.0)
 
 
 FAMILIES = {
