@@ -32,13 +32,14 @@ class Naming:
     ``prefix`` is what files of the bare model leave out. ``buffers`` are patterns of tensors that
     files may hold although the model computes them, ``unused`` of weights that reach no output where
     they are not parameters. ``tied`` maps a tensor that files may repeat to the one whose copy it
-    must be.
+    must be. ``within`` maps how names begin in files of a larger model to how those of the parameters do.
     """
 
     prefix: str = ""
     buffers: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
+    within: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +150,7 @@ def fit(graph: Graph, tensors: Mapping[str, StoredTensor], naming: Naming, sourc
     types = {node.name: node.tensor for node in graph.parameters}
     parts = {name: _parts(name, type_) for name, type_ in types.items()}
     wanted = {name: type_ for stored in parts.values() for name, type_ in stored.items()}
-    rename = _renaming(wanted, naming.prefix)
+    rename = _renaming(wanted, naming)
     found = {rename(name): tensor for name, tensor in tensors.items()}
     missing = sorted(set(wanted) - set(found))
     if missing:
@@ -190,9 +191,12 @@ def _refuse_unexpected(
         raise SystolicError(f"{first.path}: the model has no use for the tensor {described}")
 
 
-def _renaming(types: Mapping[str, TensorType], prefix: str) -> Callable[[str], str]:
+def _renaming(types: Mapping[str, TensorType], naming: Naming) -> Callable[[str], str]:
     def rename(name: str) -> str:
-        return name if name in types or prefix + name not in types else prefix + name
+        for start, meant in naming.within.items():
+            if name.startswith(start):
+                return meant + name.removeprefix(start)
+        return name if name in types or naming.prefix + name not in types else naming.prefix + name
 
     return rename
 

@@ -169,7 +169,7 @@ def record(case: Path) -> None:
     shapes = shapes_of(config)
     for seed in range(SEEDS):
         model = loaded(case, config, seed, shapes, options.get("attention", "eager"))
-        ids = seeded_ids(PROMPT, config.vocab_size, seed)
+        ids = seeded_ids(PROMPT, config.get_text_config().vocab_size, seed)
         with torch.no_grad():
             if config.is_encoder_decoder:
                 settings = case / "generation_config.json"

@@ -7,7 +7,8 @@ norms queries and keys instead of bounding their scores, and turns them by anoth
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ...compiler.stream import Stream
@@ -15,7 +16,7 @@ from ..blocks import gated_mlp, rms_norm, soft_cap
 from ..decoder import LayerTypes, Norms, RotaryDecoder
 from ..family import LLAMA_NAMING, Family
 from ..rope import Rope, RopeByLayerType
-from ..spec import Size
+from ..spec import Config, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,11 @@ class Gemma3(RopeByLayerType, Gemma2):
     harmless: ClassVar[frozenset[str]] = frozenset({"_sliding_window_pattern"})
     default_theta: ClassVar[float] = 1e6
 
+    vocab_size: Size = 262208
+    hidden_size: Size = 2304
+    intermediate_size: Size = 9216
+    num_hidden_layers: Size = 26
+    num_attention_heads: Size = 8
     max_position_embeddings: Size = 131072
     rope_local_base_freq: float | None = None
     sliding_window_pattern: Size = 6
@@ -122,8 +128,22 @@ class Gemma3(RopeByLayerType, Gemma2):
         return self.norm(q, f"{name}.q_norm"), self.norm(k, f"{name}.k_norm"), v
 
 
+def text_part(config: Config, stored: Collection[str] | None) -> Config:
+    """The language model of one that sees images, too, which bounds no logits; the whole says what is tied."""
+    tied = config.values.get("tie_word_embeddings", True)
+    values = {"final_logit_softcapping": None, "tie_word_embeddings": tied}
+    text = config.section("text_config")
+    return replace(text, values={**text.values, **values})
+
+
+_NAMING_WITH_IMAGES = replace(
+    LLAMA_NAMING,
+    within={"language_model.": "", "model.language_model.": "model."},
+    unused=(r"(model\.)?(vision_tower|multi_modal_projector)\..+",),
+)
 FAMILIES = {
     "gemma": Family(Gemma, LLAMA_NAMING),
     "gemma2": Family(Gemma2, LLAMA_NAMING),
+    "gemma3": Family(Gemma3, _NAMING_WITH_IMAGES, text_part),
     "gemma3_text": Family(Gemma3, LLAMA_NAMING),
 }
