@@ -15,6 +15,7 @@ RULES: tuple[tuple[str, float, float | None], ...] = (
     (r"^(biogpt|gpt_neox|model)\.(final_)?layer_norm\.weight$", 0.0, 1.5),
     (r"act_fn\.eps$", -0.1, 0.05),
     (r"act_fn\.(alpha_[pn]|beta)$", 0.4, 0.3),
+    (r"\.shared_transf\w*\..*(_proj|_adapter_list\.\d+\.\d)\.weight$", 0.0, None),
     (r"\.A_log$", 0.0, 1.0),
     (r"\.dt_(proj_)?bias$", -0.5, 1.0),
     (r"\.recurrent_param$", -1.0, 1.0),

@@ -38,12 +38,14 @@ from . import (
     llama,
     mamba,
     mamba2,
+    jamba,
     marian,
     ministral,
     mixtral,
     modernbert,
     mpnet,
     mpt,
+    minimax,
     nemotron,
     nemotron_h,
     nomic_bert,
@@ -59,6 +61,8 @@ from . import (
     smollm,
     stablelm,
     starcoder2,
+    qwen3_next,
+    qwen_moe,
     t5,
     wavenet,
     whisper,
@@ -99,12 +103,14 @@ FAMILIES: dict[str, Family] = {
     **mpnet.FAMILIES,
     **mpt.FAMILIES,
     **nemotron.FAMILIES,
+    **jamba.FAMILIES,
     **nemotron_h.FAMILIES,
     **nomic_bert.FAMILIES,
     **olmo.FAMILIES,
     **opt.FAMILIES,
     **phi.FAMILIES,
     **phi3.FAMILIES,
+    **minimax.FAMILIES,
     **qwen.FAMILIES,
     **recurrent.FAMILIES,
     **recurrent_gemma.FAMILIES,
@@ -120,6 +126,8 @@ FAMILIES: dict[str, Family] = {
     **zamba.FAMILIES,
 }
 
+    **qwen3_next.FAMILIES,
+    **qwen_moe.FAMILIES,
 
 def family_of(config: Config) -> Family:
     """The family that ``model_type`` names; ``SystolicError`` lists the known ones."""
