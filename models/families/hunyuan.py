@@ -11,28 +11,30 @@ from ..family import LLAMA_NAMING, Family
 from ..rope import SCALINGS, CosSin, NtkRope, Rope
 from ..spec import Config
 
+# Token ids, and what files say of the architecture beside what decides it.
+_NOTES = frozenset(
+    [
+        "attention_head_dim",
+        "cla_share_factor",
+        "eod_token_id",
+        "im_end_id",
+        "im_newline_id",
+        "im_start_id",
+        "mask_init_id",
+        "norm_type",
+        "num_experts",
+        "org_vocab_size",
+        "text_end_id",
+        "text_start_id",
+        "use_qk_norm",
+    ]
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class HunyuanDense(RotaryDecoder):
     turns_whole_heads: ClassVar[bool] = True
-    # Token ids, and what files say of the architecture beside what decides it.
-    harmless: ClassVar[frozenset[str]] = frozenset(
-        [
-            "attention_head_dim",
-            "cla_share_factor",
-            "eod_token_id",
-            "im_end_id",
-            "im_newline_id",
-            "im_start_id",
-            "mask_init_id",
-            "norm_type",
-            "num_experts",
-            "org_vocab_size",
-            "text_end_id",
-            "text_start_id",
-            "use_qk_norm",
-        ]
-    )
+    harmless: ClassVar[frozenset[str]] = _NOTES
 
     rms_norm_eps: float = 1e-5
     attention_bias: bool = False
