@@ -64,6 +64,7 @@ from .ir.types import Size
 from .models.load import Model, load
 from .runner.executable import Executable, compile
 from .runner.scheduler import QueueFull, Scheduler
+from .runner.sources import EncoderStates
 
 if TYPE_CHECKING:
     from .backends.jax_table import Function
@@ -84,6 +85,7 @@ def to_jax(program: Program | Graph) -> Function:
 
 __all__ = [
     "CausalityError",
+    "EncoderStates",
     "Executable",
     "Graph",
     "GraphError",

@@ -10,10 +10,10 @@ DIR/programs/NAME.py        the self-contained NumPy module
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ..backends import backend_named
 from ..backends.numpy_source import emit_numpy
 from ..backends.stablehlo import emit_stablehlo
 from ..compiler.pipeline import run_passes
-from ..compiler.program import Program, State
+from ..compiler.program import STATE_PREFIX, Program, State
 from ..ir.dumps.json_form import from_json, to_json
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph
@@ -35,7 +35,7 @@ from .options import Options
 from .programs import DerivedPrograms
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 _TEXT_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 _VERSIONS = ("systolic", "jax", "jaxlib", "numpy")
 
@@ -53,7 +53,7 @@ def write_compiled(model: Model, options: Options, out: Path, *, copy_weights: b
             (folder / place).mkdir()
         for number, stage in enumerate(stages):
             _write_graph(folder / "graph" / f"{number:02}.{stage.name}", stage.graph)
-        for _, program in programs:
+        for *_, program in programs:
             _write_program(folder / "programs", program)
         _copy_checkpoint(model, folder, copy_weights)
         manifest = {
@@ -63,20 +63,28 @@ def write_compiled(model: Model, options: Options, out: Path, *, copy_weights: b
             "weights": None if copy_weights else str(_directory(model).resolve()),
             "config": dict(model.config.values),
             "options": _options_to_json(options),
-            "states": [_state_to_json(state) for state in programs[0][1].states],
-            "programs": [_program_to_json(kind, program) for kind, program in programs],
+            "states": [_state_to_json(state) for state in source.states],
+            "programs": [_program_to_json(kind, size, program) for kind, size, program in programs],
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
-def _programs(source: DerivedPrograms, options: Options) -> list[tuple[str, Program]]:
-    """What is written, by kind: of each length that varies, only the largest but for chunks."""
-    programs = [("chunk", source.chunk(size)) for size in options.chunks]
-    programs.append(("score", source.score(source.score_lengths[-1])))
-    if source.source_lengths:
-        longest = source.source_lengths[-1]
-        programs += [("source", source.source(longest)), ("encode", source.encode(longest))]
+def _programs(source: DerivedPrograms, options: Options) -> list[tuple[str, int, Program]]:
+    """What is written, by kind and length of the source (0: there is none): chunks of each length, texts
+    to score of the largest. Every other length of a source is enough: a text never needs four times it."""
+    programs: list[tuple[str, int, Program]] = []
+    lengths = source.source_lengths[::-2][::-1] or (0,)
+    for length in lengths:
+        chunks = [("chunk", source.chunk(size, length or None)) for size in options.chunks]
+        sources = [("source", source.source(length)), ("encode", source.encode(length))] if length else []
+        programs += [(kind, length, _named(program, length)) for kind, program in [*chunks, *sources]]
+    programs.append(("score", lengths[-1], source.score(source.score_lengths[-1])))
     return programs
+
+
+def _named(program: Program, source: int) -> Program:
+    """The program under a name that no other length of the source has."""
+    return replace(program, name=f"{program.name}.source{source}") if source else program
 
 
 def _write_graph(stem: Path, graph: Graph) -> None:
@@ -113,19 +121,22 @@ def _copy_checkpoint(model: Model, folder: Path, copy_weights: bool) -> None:
 
 def _options_to_json(options: Options) -> dict[str, Any]:
     """What the programs depend on; backend and cache are the choice of whoever runs them."""
-    return {name: getattr(options, name) for name in ("batch", "capacity", "chunk", "state")}
+    names = ("batch", "capacity", "chunk", "state", "source_capacity")
+    values = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _state_to_json(state: State) -> dict[str, Any]:
     shown = {"type": str(state.type), "value": str(state.value), "access": str(state.access)}
-    return {**dataclasses.asdict(state), **shown}
+    return {**asdict(state), **shown}
 
 
-def _program_to_json(kind: str, program: Program) -> dict[str, Any]:
+def _program_to_json(kind: str, source: int, program: Program) -> dict[str, Any]:
     graph = program.graph
     return {
         "name": program.name,
         "kind": kind,
+        "source": source,
         "rows": program.rows,
         "chunk": program.chunk,
         "capacity": program.capacity,
@@ -174,7 +185,7 @@ def _model(path: Path, manifest: Mapping[str, Any]) -> Model:
     reference = manifest["weights"]
     if reference is not None and not Path(reference).is_dir():
         raise SystolicError(f"{path} refers to weights at {reference}, which is not a directory any more")
-    model = dataclasses.replace(load(reference or path), name=manifest["model"])
+    model = replace(load(reference or path), name=manifest["model"])
     if dict(model.config.values) != manifest["config"]:
         raise SystolicError(f"{model.path}/config.json is not the one that {path} was compiled from")
     return model
@@ -196,20 +207,22 @@ class SavedPrograms:
 
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
         self._path = path
-        self._entries = {(entry["kind"], entry["chunk"]): entry for entry in manifest["programs"]}
+        self._entries = {(e["kind"], e["chunk"], e["source"]): e for e in manifest["programs"]}
         self._states = tuple(_state_from_json(entry) for entry in manifest["states"])
-        self.score_lengths = self._lengths("score")
-        self.source_lengths = self._lengths("source")
+        self.score_lengths = tuple(chunk for kind, chunk, _ in self._entries if kind == "score")
+        self.source_lengths = tuple(length for kind, _, length in self._entries if kind == "source")
 
     @property
     def states(self) -> tuple[State, ...]:
         return self._states
 
-    def _lengths(self, kind: str) -> tuple[int, ...]:
-        return tuple(size for found, size in self._entries if found == kind)
+    @property
+    def _longest(self) -> int:
+        return max(self.source_lengths, default=0)
 
     def chunk(self, size: int, source: int | None = None) -> Program:
-        return self._read(self._entries["chunk", size], self._states)
+        length = self._longest if source is None else source
+        return self._read(self._entries["chunk", size, length], self._states)
 
     def verify(self, size: int, source: int | None = None) -> Program:
         raise SystolicError(
@@ -218,14 +231,17 @@ class SavedPrograms:
         )
 
     def score(self, length: int, source: int | None = None) -> Program:
-        return self._read(self._entries["score", length], ())
+        return self._read(self._entries["score", length, self._longest], ())
 
     def source(self, length: int) -> Program:
         constants = tuple(state for state in self._states if state.kind == "constant")
-        return self._read(self._entries["source", length], constants)
+        return self._read(self._entries["source", length, length], constants)
 
     def encode(self, length: int) -> Program:
-        return self._read(self._entries["encode", length], ())
+        return self._read(self._entries["encode", length, length], ())
+
+    def with_rows(self, rows: int) -> SavedPrograms:
+        raise SystolicError(f"{self._path} was compiled for fewer than {rows} rows; a search needs as many")
 
     @property
     def behind_encoder(self) -> SavedPrograms:
@@ -237,7 +253,11 @@ class SavedPrograms:
             graph = from_json(json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise SystolicError(f"{file} is not a readable program: {error}") from None
-        return Program(entry["name"], graph, states, entry["rows"], entry["chunk"], entry["capacity"])
+        types = {node.name: node.tensor for node in graph.inputs}
+        types |= {name: node.tensor for name, node in graph.outputs.items()}
+        # How much room constants have is told by the program, not by the manifest.
+        sized = tuple(replace(state, type=types[STATE_PREFIX + state.name]) for state in states)
+        return Program(entry["name"], graph, sized, entry["rows"], entry["chunk"], entry["capacity"])
 
 
 def _state_from_json(entry: Mapping[str, Any]) -> State:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ..ir.types import DTYPES, FLOATS, TensorType
 from ..models.load import Model
 from ..models.spec import Config
 from .batch import Batch
+from .beams import BeamSearch, Hypothesis, beam_search
 from .generate import Generation, Step, chunk_sizes, prepare_loop, run_rows, unwatched
 from .inputs import Inputs, table_size
 from .lengths import LENGTH_INPUT
@@ -50,6 +52,7 @@ class Executable:
         self.options = options
         self.backend = backend
         self.programs = Programs(source, backend)
+        self._wider: dict[int, Executable] = {}  # by rows
 
     @property
     def states(self) -> list[State]:
@@ -239,6 +242,30 @@ class Executable:
             replies += rows
         return replies
 
+    def beam_search(
+        self, prompt: Prompt | Source = (), *, encoder_states: np.ndarray | None = None, **search: Any
+    ) -> list[Hypothesis]:
+        """The best ``n`` continuations that ``beams`` beams find, the best first.
+
+        The keywords are the fields of ``BeamSearch``: beams, n, length_penalty, early_stopping, groups,
+        diversity, and those of ``Generation`` that draw nothing.
+        """
+        settings = BeamSearch(**search)
+        source, ids = self.prompt_of(
+            prompt if encoder_states is None else EncoderStates(encoder_states), settings
+        )
+        return beam_search(self.with_rows(settings.beams), ids, source, settings)
+
+    def with_rows(self, rows: int) -> Executable:
+        """This executable if it has so many rows, else one that has, with the same weights."""
+        if rows <= self.options.batch:
+            return self
+        if rows not in self._wider:
+            source, options = self.programs.with_rows(rows), replace(self.options, batch=rows)
+            self._wider[rows] = Executable(self.model, options, self.backend, source)
+            self._wider[rows].__dict__["parameters"] = self.parameters
+        return self._wider[rows]
+
     def _run(
         self, prompts: Sequence[Prompt | Source], generation: Generation, first_row: int = 0
     ) -> Iterator[list[Step | None]]:
@@ -254,6 +281,8 @@ class Executable:
         source: Source = self.prompt_ids(prompt) if isinstance(prompt, str) else prompt
         inputs = self.inputs
         if inputs.source is None:
+            if isinstance(source, EncoderStates):
+                raise SystolicError(f"{self.model.name} has no encoder whose states could be given")
             if generation.prefix:
                 raise SystolicError(f"{self.model.name} reads one text; only an encoder-decoder has a prefix")
             return [], inputs.checked(source, "prompt")  # type: ignore[arg-type]

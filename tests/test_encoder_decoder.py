@@ -14,7 +14,7 @@ import systolic as sy
 from systolic.compiler.derive import choose_states, derive_chunk, derive_source
 from systolic.ir.evaluate import evaluate
 from systolic.ir.interpret import interpret
-from systolic.models.load import load
+from systolic.models.load import Constraints, load
 from systolic.runner.executable import compile
 from systolic.runner.locate import open_executable
 
@@ -160,14 +160,126 @@ def test_t5_runs_from_the_command_line(cli, folder, recorded):
     assert json.loads(out)["prompt_ids"] == recorded["ids_1"].tolist()
 
 
-def test_a_source_in_words(cli, folder, recorded, tmp_path):
+@pytest.fixture
+def in_words(folder, tmp_path):
+    """A copy of the checkpoint whose tokens are words."""
     copy = shutil.copytree(folder, tmp_path / "t5")
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(128)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.save(str(copy / "tokenizer.json"))
-    source = " ".join(f"w{i}" for i in recorded["ids_0"])
-    status, out, _ = cli("run", copy, "--prompt", source, "--max-new-tokens", 4, "--backend", "numpy")
+    return copy
+
+
+def text_of(ids):
+    return " ".join(f"w{i}" for i in ids)
+
+
+def test_a_source_in_words(cli, in_words, recorded):
+    source = text_of(recorded["ids_0"])
+    status, out, _ = cli("run", in_words, "--prompt", source, "--max-new-tokens", 4, "--backend", "numpy")
     assert (status, out.split()) == (0, [f"w{i}" for i in recorded["greedy_0"][:4]])
+
+
+def test_a_target_is_scored_behind_its_source(cli, in_words, recorded, tmp_path):
+    (tmp_path / "source.txt").write_text(text_of(recorded["ids_1"]))
+    (tmp_path / "target.txt").write_text(text_of(recorded["dec_ids_1"][1:]))  # without the start token
+    flags = ("--backend", "numpy", "--capacity", 64)
+    score = ("score", in_words, tmp_path / "target.txt", *flags)
+    status, out, _ = cli(*score, "--source", tmp_path / "source.txt", "--json")
+    report = json.loads(out)
+    assert status == 0
+    assert report["log_likelihood"] == pytest.approx(float(recorded["ll_1"]), abs=1e-3)
+    assert report["tokens"] == len(recorded["dec_ids_1"]) - 1
+    status, _, error = cli(*score)
+    assert (status, "give --source" in error) == (2, True)
+    status, _, error = cli(
+        "score", "shakespeare", tmp_path / "target.txt", *flags, "--source", tmp_path / "source.txt"
+    )
+    assert (status, "only an encoder-decoder has a --source" in error) == (2, True)
+
+
+# ---- what is given in place of a source, or in front of the target ----
+
+
+def test_states_of_the_encoder_stand_in_for_the_source(t5, recorded):
+    for i in (0, 2):
+        states, expected = recorded[f"enc_{i}"], recorded[f"greedy_{i}"].tolist()
+        assert t5.generate(encoder_states=states, max_new_tokens=24, ignore_eos=True) == expected
+        target = recorded[f"dec_ids_{i}"].tolist()
+        logits = t5.score(sy.EncoderStates(states), target=target)
+        assert relative_error(logits, recorded[f"logits_{i}"]) < 2e-5
+    with pytest.raises(sy.SystolicError, match=r"encoder_states must be numbers \[S, 48\].*not \[4, 47\]"):
+        t5.generate(encoder_states=np.zeros((4, 47)))
+
+
+def test_only_the_decoder_runs_behind_given_states(t5):
+    program = t5.programs.behind_encoder.source(4).program
+    assert not any(node.name.startswith("encoder.block") for node in program.graph.parameters)
+
+
+def test_a_target_goes_on_behind_its_prefix(t5, recorded):
+    ids, (*first, a, b, c) = recorded["ids_1"].tolist(), recorded["greedy_1"].tolist()[:8]
+    assert t5.generate(ids, prefix=first, max_new_tokens=3, ignore_eos=True) == [a, b, c]
+    with pytest.raises(sy.SystolicError, match="token id 128 is outside the vocabulary"):
+        t5.generate(ids, prefix=[128])
+
+
+def test_a_model_of_one_clock_has_no_prefix(shared):
+    qwen = compile(load(shared / "oracle" / "qwen3"), backend="numpy", capacity=32)
+    with pytest.raises(sy.SystolicError, match="qwen3 reads one text; only an encoder-decoder has a prefix"):
+        qwen.generate([1, 2], prefix=[3])
+    with pytest.raises(sy.SystolicError, match="qwen3 has no encoder whose states could be given"):
+        qwen.generate(encoder_states=np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("constraints", "prefix", "expected"),
+    [
+        ({"first": (7,)}, [], {0: 7}),
+        ({"first": (7,)}, [5], {}),  # behind the start token alone
+        ({"last": (9, 8)}, [], {5: 8}),
+        ({"first": (7,), "last": (9,)}, [], {0: 7, 5: 9}),
+    ],
+)
+def test_what_is_forced_comes_in_its_place(folder, recorded, constraints, prefix, expected):
+    ids = recorded["ids_1"].tolist()
+    forced = dataclasses.replace(load(folder), constraints=Constraints(**constraints))
+    executable = compile(forced, backend="numpy", capacity=64)
+    reply = executable.generate(ids, prefix=prefix, max_new_tokens=6)
+    plain = executable.generate(ids, prefix=prefix, max_new_tokens=6, ignore_eos=True)
+    assert {i: reply[i] for i in expected} == expected
+    assert not any(plain[i] == token for i, token in expected.items())
+    if 0 not in expected:
+        assert reply[:5] == plain[:5]
+
+
+def test_what_is_banned_never_comes(folder, recorded):
+    ids, (first, second, *_) = recorded["ids_1"].tolist(), recorded["greedy_1"].tolist()
+    assert first != second
+
+    def reply(**constraints):
+        model = dataclasses.replace(load(folder), constraints=Constraints(**constraints))
+        return compile(model, backend="numpy", capacity=64).generate(ids, max_new_tokens=12)
+
+    assert first not in reply(banned=(first,))
+    assert reply(banned_at_start=(second,))[:2] == [first, second]
+    assert reply(banned_at_start=(first,))[0] != first
+    behind_forced = reply(first=(first,), banned_at_start=(second,))
+    assert behind_forced[0] == first
+    assert behind_forced[1] != second
+
+
+def test_the_sizes_of_sources_that_a_compiled_directory_holds(cli, folder, recorded, tmp_path):
+    out = tmp_path / "compiled"
+    assert cli("compile", folder, "--out", out, "--capacity", 64, "--chunk", 16)[0] == 0
+    executable = open_executable(str(out), "numpy")
+    for length, room in ((4, 16), (16, 16), (17, 64), (64, 64)):
+        for prepared in (executable.programs.source(length), executable.programs.chunk(1, length)):
+            constants = [state for state in prepared.program.states if state.kind == "constant"]
+            assert {state.type.static_shape for state in constants} == {(1, 4, room, 10)}
+    for i in (0, 2):
+        reply = executable.generate(recorded[f"ids_{i}"], max_new_tokens=8, ignore_eos=True)
+        assert reply == recorded[f"greedy_{i}"].tolist()[:8]
 
 
 def test_what_the_command_line_says_of_t5(cli, folder):

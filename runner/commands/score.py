@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 def score(
     model: ModelArgument,
     file: Annotated[Path, typer.Argument(help="A text file in UTF-8.")],
+    source: Annotated[
+        Path | None, typer.Option(help="What an encoder-decoder reads first: another text file.")
+    ] = None,
     backend: Backend = "xla",
     capacity: Capacity = None,
     as_json: Json = False,
@@ -29,20 +32,41 @@ def score(
     """Prints the log-likelihood and the perplexity of a text file.
 
     A text longer than the capacity is read in windows that each begin anew; every token but the first
-    (unless it follows a BOS token) is counted once.
+    (unless it follows a BOS token) is counted once. An encoder-decoder scores the file as its target
+    behind --source, every token of it.
     """
     from ..locate import open_executable
 
     text = _read_text(file)
     executable = open_executable(model, backend, capacity=capacity)
+    if executable.inputs.source or source:
+        report = _report(executable, text, *_score_target(executable, text, source), pieces=1)
+    else:
+        report = _report(executable, text, *_score_text(executable, text, file))
+    print(json.dumps(report) if as_json else _table(report))
+
+
+def _score_text(executable: Executable, text: str, file: Path) -> tuple[float, int, int]:
+    """(log-likelihood, tokens that were predicted, windows) of a text."""
     ids = executable.prompt_ids(text)
     if len(ids) < 2:
         raise SystolicError(f"{file} has {len(ids)} tokens, and at least 2 are needed to score one")
     bos = executable.model.bos_id if ids[0] == executable.model.bos_id else None
     parts = windows(ids, executable.options.capacity, bos)
     total = sum(float(executable.log_likelihoods(part).sum()) for part in _with_progress(parts))
-    report = _report(executable, text, total, sum(len(part) - 1 for part in parts), len(parts))
-    print(json.dumps(report) if as_json else _table(report))
+    return total, sum(len(part) - 1 for part in parts), len(parts)
+
+
+def _score_target(executable: Executable, text: str, source: Path | None) -> tuple[float, int]:
+    """(log-likelihood, tokens that were predicted) of a text behind a source."""
+    name = executable.model.name
+    if source is None:
+        raise SystolicError(f"{name} scores a text behind its source: give --source")
+    if executable.inputs.source is None:
+        raise SystolicError(f"{name} reads one text; only an encoder-decoder has a --source")
+    target = [executable.inputs.start, *executable.prompt_ids(text)]
+    ids = executable.prompt_ids(_read_text(source))
+    return float(executable.log_likelihoods(ids, target=target).sum()), len(target) - 1
 
 
 def windows(ids: Sequence[int], capacity: int, bos: int | None) -> list[Sequence[int]]:
