@@ -18,6 +18,7 @@ from .commands.models import models
 from .commands.run import run
 from .commands.score import score
 from .commands.targets import targets
+from .commands.view import view
 
 BAD_INPUT_STATUS = 2
 
@@ -36,6 +37,7 @@ app.command()(score)
 app.command()(models)
 app.command()(cost)
 app.command()(targets)
+app.command()(view)
 
 
 def _print_version(wanted: bool) -> None:

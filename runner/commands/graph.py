@@ -15,14 +15,13 @@ if TYPE_CHECKING:
     from ..stages import Stages
     from .views import View
 
-PAGES = ("html",)  # formats that are not printed
 Stage = Annotated[
     str,
     typer.Option(
         help="traced, the name of a pass, diff, states, prefill, decode, score, stablehlo or numpy."
     ),
 ]
-Format = Annotated[str, typer.Option(help="text, json, dot, svg, outline or html.")]
+Format = Annotated[str, typer.Option(help="text, json, dot, svg, outline, html or model-explorer.")]
 Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 Full = Annotated[bool, typer.Option("--full", help="Every node; nothing is folded.")]
 Expand = Annotated[list[str] | None, typer.Option(help="Show this scope (layers.3) on its own.")]
@@ -64,34 +63,37 @@ def graph(
     from ..options import options_for
     from ..stages import Stages
     from ..terminal import show
-    from .views import View
+    from .views import FILES, View
 
     view = View("json" if as_json else format, full, tuple(expand or ()), grep, around, depth)
     subject = open_model(model, capacity)
     options = options_for(subject, batch=batch or 1, capacity=capacity, chunk=chunk, state=state or "auto")
     stages = Stages(subject, options, chunk)
     names = tuple(columns.split(",")) if columns else ()
-    if view.format in PAGES and out is None:
+    if view.format in FILES and out is None:
         raise SystolicError(f"--format {view.format} is for a file: name it with --out")
-    text = render(stages, stage, view, names, (before, after), why)
+    report = render_report(stages, stage, view, (before, after), why)
+    if report is None and view.format == "model-explorer" and out is not None:
+        from .model_explorer import write_model_explorer
+
+        print("\n".join(map(str, write_model_explorer(stages, stage, out, force=force))))
+        return
+    text = render_graph(stages, stage, view, names) if report is None else report
     if out is None:
         show(text)
     else:
         write_file(out, f"{text}\n", force=force)
 
 
-def render(
+def render_report(
     stages: Stages,
     stage: str,
     view: View,
-    columns: tuple[str, ...] = (),
     between: tuple[str | None, str | None] = (None, None),
     why: str | None = None,
-) -> str:
-    """What the options ask for; ``SystolicError`` for what there is not."""
-    from ...compiler.measures import measures
+) -> str | None:
+    """What is no graph: changes, states, code, or an explanation; None where a graph is asked for."""
     from ..stages import CODE
-    from .page import model_page
     from .reports import show_differences, show_states, show_why
 
     as_json = view.format == "json"
@@ -107,6 +109,14 @@ def render(
     if stage in CODE:
         _require(view, f"--stage {stage}", "code", ("text",))
         return stages.code(stage)
+    return None
+
+
+def render_graph(stages: Stages, stage: str, view: View, columns: tuple[str, ...] = ()) -> str:
+    """The graph of a stage, or the page of all stages; ``SystolicError`` for what there is not."""
+    from ...compiler.measures import measures
+    from .page import model_page
+
     if view.format == "html":
         return model_page(stages, stage, view.expand)
     shown = stages.graph(stage)

@@ -36,7 +36,7 @@ def model_page(stages: Stages, stage: str, expand: Iterable[str] = ()) -> str:
         "changes": changes,
         "pass": list(stages.passes).index(stage) if stage in stages.passes else 0,
         "programs": [_graph_record(name, program.graph, capacity) for name, program in programs.items()],
-        "states": [state_record(state) for state in _states(programs)],
+        "states": [state_record(state) for state in states_of(programs)],
         "certificate": str(last.certificate()),
         "shown": _shown(stages, stage, tuple(programs)),
         "expand": list(expand),
@@ -55,7 +55,8 @@ def derived_programs(stages: Stages) -> dict[str, Program]:
     return programs
 
 
-def _states(programs: Mapping[str, Program]) -> tuple[State, ...]:
+def states_of(programs: Mapping[str, Program]) -> tuple[State, ...]:
+    """What the decode step keeps, if there is one."""
     return programs["decode"].states if "decode" in programs else ()
 
 

@@ -21,7 +21,8 @@ from ...ir.errors import SystolicError
 from ...ir.graph import Graph, Node
 from .table import aligned
 
-FORMATS = ("text", "json", "dot", "svg", "outline", "html")
+FILES = ("html", "model-explorer")  # are not printed, and show all stages
+FORMATS = ("text", "json", "dot", "svg", "outline", *FILES)
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class View:
             raise SystolicError(f"--format must be one of {', '.join(FORMATS)}, not {self.format!r}")
         if self.grep is not None and self.format != "text":
             raise SystolicError(f"--grep shows lines: its only --format is text, not {self.format}")
+        if self.format in FILES and (self.full or self.around is not None):
+            raise SystolicError(f"--format {self.format} shows whole graphs: leave out --full and --around")
         if self.depth < 0:
             raise SystolicError(f"--depth must be at least 0, not {self.depth}")
 
