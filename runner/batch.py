@@ -86,6 +86,11 @@ class Batch:
                 programs.save(name, kinds, self._room)
                 programs.restore(name, kinds, self._room)
 
+    def prepare_checks(self, sizes: Sequence[int]) -> None:
+        """Makes the programs that yield logits everywhere; ``SystolicError`` where there are none."""
+        for size in sizes:
+            self._executable.programs.verify(size, self._room)
+
     # ---- reading ----
 
     def begin(self, row: int, source: Source = ()) -> None:
@@ -130,17 +135,18 @@ class Batch:
             return self._longest
         return min(self._longest, self._interval - len(self.rows[row].tokens) % self._interval)
 
-    def run(self, tokens: Mapping[int, Sequence[int]], *, everywhere: bool = False) -> Any:
+    def run(self, tokens: Mapping[int, Sequence[int]], *, everywhere: Sequence[int] = ()) -> Any:
         """One call that reads at most ``allowance`` tokens into each of some rows.
 
-        Logits [B, 1, V] on the device, behind the last token of each row, or with ``everywhere``
-        [B, c, V] behind each. ``SystolicError`` where a row is full.
+        Logits [B, 1, V] on the device, behind the last token of each row. With ``everywhere`` logits
+        [B, c, V] behind each; these are the sizes c that a program may be made for. ``SystolicError``
+        where a row is full.
         """
         executable, counts = self._executable, self._counts({row: len(more) for row, more in tokens.items()})
         for row, more in tokens.items():
             if len(self.rows[row].tokens) + len(more) > self.capacity:
                 raise SystolicError(f"row {row} is full: its capacity is {self.capacity} positions")
-        size = min(size for size in self._chunks if size >= counts.max())
+        size = min(size for size in everywhere or self._chunks if size >= counts.max())
         block = np.zeros((len(self.rows), size), np.int32)
         for row, more in tokens.items():
             block[row, : len(more)] = more

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..ir.errors import SystolicError
 from .decode_loop import raise_if_failed
 from .generate import Generation, sampling_row
+from .sampling.chain import DAMAGED, NOTHING_LEFT
 from .sampling.host import HostSampler
 
 if TYPE_CHECKING:
@@ -34,3 +36,29 @@ class Chooser:
         token = self._sampler.choose(logits, tokens, banned, attempt)
         raise_if_failed(token, len(tokens) - self._prompt)
         return token
+
+
+class Chances:
+    """The distributions that the tokens of such a text are drawn from; greedy: all on one token.
+
+    ``SystolicError`` for sampling whose choices depend on more than the text.
+    """
+
+    def __init__(self, executable: Executable, prompt: int, generation: Generation) -> None:
+        row = sampling_row(executable, prompt, generation)
+        capacity = executable.options.capacity
+        self._draws = row.draws
+        self._prompt = prompt
+        self._sampler = HostSampler(row, executable.logit_count, capacity, yields_scores=True)
+        if self._sampler.learns:
+            raise SystolicError("mirostat learns from each choice, so guessed tokens cannot be checked")
+
+    def of(self, logits: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
+        """The distribution f64[V] behind a text's ``tokens``, where the model gave ``logits`` [V]."""
+        scores = np.array(self._sampler.scores(logits, tokens), np.float64)
+        if not np.isfinite(logits.max()):
+            raise_if_failed(DAMAGED, len(tokens) - self._prompt)
+        if not np.isfinite(scores.max()):
+            raise_if_failed(NOTHING_LEFT, len(tokens) - self._prompt)
+        powers = np.exp(scores - scores.max()) if self._draws else np.arange(len(scores)) == scores.argmax()
+        return powers / powers.sum()

@@ -33,6 +33,7 @@ from .scheduler import Scheduler
 from .session import Session
 from .snapshot import Snapshot
 from .sources import EncoderStates, Source
+from .speculation import Speculation
 from .tokens import Tokenizer
 from .undo import Undo
 
@@ -124,6 +125,10 @@ class Executable:
     def session(self, prompt: Prompt, **generation: Any) -> Session:
         """A text that can be paused, edited and steered while it is generated; see ``Session``."""
         return Session(self, prompt, **generation)
+
+    def speculate(self, prompt: Prompt, **options: Any) -> Speculation:
+        """Continues a prompt with guessed tokens that are checked together; see ``Speculation``."""
+        return Speculation(self, prompt, **options)
 
     def save_state(self, snapshot: Snapshot, path: str | Path) -> None:
         """Writes the state of a text to a safetensors file."""

@@ -44,7 +44,8 @@ def _attend(x: sy.Stream, past: int | None) -> sy.Stream:
 
 def _remember(x: sy.Stream) -> sy.Stream:
     before = sy.feedback(sy.zeros((D,)))
-    x = before.close(sy.tanh(x + before @ sy.parameter("recurrent", (D, D))))
+    # Halved often enough to forget: larger weights would be chaotic, and no two programs agree for long.
+    x = before.close(sy.tanh(x + before @ sy.parameter("recurrent", (D, D)) * 0.2))
     return x + sy.delay(x, 2, sy.zeros((D,)))
 
 

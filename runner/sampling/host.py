@@ -6,6 +6,7 @@ The program is the one that runs inside the decode loop, as NumPy, so the tokens
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -26,10 +27,13 @@ def _prepared(structure: Structure, vocabulary: int, capacity: int) -> tuple[Pre
 
 
 class HostSampler:
-    """Chooses the tokens of one text of up to ``capacity`` positions."""
+    """Chooses the tokens of one text of up to ``capacity`` positions.
 
-    def __init__(self, row: Row, vocabulary: int, capacity: int) -> None:
-        structure = structure_of([row])
+    ``yields_scores``: that it can also tell what is left to choose from.
+    """
+
+    def __init__(self, row: Row, vocabulary: int, capacity: int, *, yields_scores: bool = False) -> None:
+        structure = replace(structure_of([row]), yields_scores=yields_scores)
         self._choose, self._read = _prepared(structure, vocabulary, capacity)
         self._numbers = row_inputs(structure, [row])
         self._known: list[int] = []
@@ -37,11 +41,25 @@ class HostSampler:
         kept = self._choose.program.states
         self._states = {s.name: backend.zeros(s.type.static_shape, s.type.dtype) for s in kept}
 
+    @property
+    def learns(self) -> bool:
+        """Whether later choices depend on its own earlier ones, and not just on the text."""
+        return any(state.kind == "carry" for state in self._choose.program.states)
+
+    def scores(self, logits: np.ndarray, text: Sequence[int]) -> np.ndarray:
+        """The scores [V] that the token behind ``text`` is drawn from; -inf for what was removed."""
+        return self._results(logits, text, (), 0)["scores"][0, 0]
+
     def choose(
         self, logits: np.ndarray, text: Sequence[int], banned: Collection[int] = (), stream: int = 0
     ) -> int:
         """The token behind ``text``, prompt and all, where the model gave ``logits`` [V]; or a negative
         number, see ``trace_chain``. ``banned`` tokens are not chosen."""
+        return int(self._results(logits, text, banned, stream)["token"][0, 0])
+
+    def _results(
+        self, logits: np.ndarray, text: Sequence[int], banned: Collection[int], stream: int
+    ) -> dict[str, np.ndarray]:
         self._remember(list(text[:-1]))
         scores = np.array(logits, np.float32)
         scores[list(banned)] = -np.inf
@@ -50,7 +68,7 @@ class HostSampler:
         results, updated = self._choose.run({}, {**given, **numbers}, self._states)
         self._states |= updated
         self._known.append(text[-1])
-        return int(results["token"][0, 0])
+        return results
 
     def _remember(self, text: list[int]) -> None:
         """Takes in what has been said; a text that was changed is read anew."""
