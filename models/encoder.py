@@ -16,7 +16,6 @@ from ..compiler.stream import Stream
 from ..ir.errors import SystolicError
 from .blocks import activation, at_position, embedding, layer_norm, linear, mlp, two_sided_attention
 from .positions import learned_positions
-from .rope import CosSin, LongRope, Rope, rotation
 from .spec import Config, Size
 
 # The outputs beside last_hidden, by what follows the family's name in the name of the class.
@@ -258,16 +257,6 @@ class TypedEncoder(PostNormEncoder):
             x = x + embedding(token_type_ids, types, self.type_vocab_size, self.embedding_width)
             x = self.norm(x, f"{name}.LayerNorm")
         return self.outputs(x)
-
-
-def rotation_of_text(rope: Rope, head_size: int) -> CosSin:
-    """Cosine and sine of this position's angles, in a text that is known as a whole.
-
-    Raises ``SystolicError`` for a scaling that depends on the length of the text.
-    """
-    if isinstance(rope, LongRope):
-        raise SystolicError(f"rope_type {rope.rope_type!r} is not supported in an encoder")
-    return rotation(rope, head_size)
 
 
 def bias_of_neighbours(reach: int) -> Stream:

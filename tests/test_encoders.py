@@ -13,6 +13,7 @@ from systolic.ir.interpret import interpret
 from systolic.models.blocks import at_position
 from systolic.models.families import build
 from systolic.models.load import load
+from systolic.models.positions import count_of_text
 from systolic.models.spec import Config, read_config
 from systolic.runner.executable import compile
 
@@ -25,6 +26,14 @@ BERT = {
     "num_attention_heads": 2,
     "intermediate_size": 12,
     "architectures": ["BertForPreTraining"],
+}
+
+SMALL = {
+    "vocab_size": 11,
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 12,
 }
 
 
@@ -153,6 +162,60 @@ def test_an_untied_head_has_a_weight_of_its_own():
 def test_a_wrong_field_is_named(changes, message):
     with pytest.raises(sy.SystolicError, match=message):
         graph_of(BERT | changes)
+
+
+MODERN = SMALL | {"model_type": "modernbert", "layer_types": ["full_attention"] * 2}
+NOMIC = SMALL | {"model_type": "nomic_bert"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (MODERN | {"layer_types": ["chunked_attention"] * 2}, "'chunked_attention' is neither full_att"),
+        (MODERN | {"layer_types": ["full_attention"]}, "layer_types says nothing about layer 1"),
+        (MODERN | {"rope_parameters": {"rope_theta": 9.0}}, "rope_theta must be inside full_attention or"),
+        (MODERN | {"rope_scaling": {"type": "linear", "factor": 2.0}}, "must name its rope_type"),
+        (MODERN | {"hidden_activation": "gleu"}, "activation 'gleu' is unknown"),
+        (MODERN | {"sliding_window": 4}, "sliding_window is 4, a field that"),
+        (NOMIC | {"activation_function": "geglu"}, "activation_function 'geglu' is not supported"),
+        (NOMIC | {"prenorm": True}, "prenorm is true, a field that"),
+        (SMALL | {"model_type": "mpnet", "relative_attention_num_buckets": 31}, "must be at least 32"),
+        (SMALL | {"model_type": "roberta", "add_cross_attention": True}, "add_cross_attention is true"),
+        (SMALL | {"model_type": "electra", "architectures": ["BertModel"]}, "known: ElectraModel, Electra"),
+        (SMALL | {"model_type": "albert", "hidden_act": "gleu"}, "activation 'gleu' is unknown"),
+        ({"model_type": "distilbert", "dim": 8, "n_heads": 3}, "hidden_size is not a multiple of"),
+    ],
+)
+def test_a_wrong_field_of_another_encoder_is_named(values, message):
+    with pytest.raises(sy.SystolicError, match=message):
+        graph_of(values)
+
+
+def test_padding_inside_a_text_has_no_place_of_its_own():
+    def places(token):
+        return {"row": count_of_text(token, 1)}
+
+    graph = sy.trace(places)
+    tokens = np.array([5, 1, 7, 1, 1, 9], np.int32)
+    assert interpret(graph, {"token": tokens}, {})["row"].tolist() == [1, 0, 2, 0, 0, 3]
+
+
+def test_older_files_of_nomic_bert_call_their_fields_otherwise():
+    older = {
+        "model_type": "nomic_bert",
+        "vocab_size": 11,
+        "n_embd": 8,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_inner": 12,
+        "n_positions": 32,
+        "rotary_emb_base": 100,
+        "rotary_emb_fraction": 1.0,
+        "layer_norm_epsilon": 1e-5,
+        "activation_function": "swiglu",
+    }
+    newer = NOMIC | {"max_position_embeddings": 32, "rope_theta": 100.0, "layer_norm_eps": 1e-5}
+    assert str(graph_of(older)) == str(graph_of(newer))
 
 
 @pytest.mark.parametrize("t", [0, 2])

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ...compiler.language import split
 from ...compiler.recording import scope
 from ...compiler.stream import Stream
 from ...ir.errors import SystolicError
 from ..blocks import activation, embedding, layer_norm, linear, two_sided_attention
-from ..encoder import Encoder, PredictionNames, bias_of_neighbours, rotation_of_text
+from ..encoder import Encoder, PredictionNames, bias_of_neighbours
 from ..family import Family
-from ..rope import RopeFields, rotate
-from ..spec import Config, Size
+from ..rope import Rope, RopeByLayerType, rotate, rotation
+from ..spec import Size
 from ..weights import Naming
 
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModernBert(Encoder):
+class ModernBert(RopeByLayerType, Encoder):
     family: ClassVar[str] = "ModernBert"
     table: ClassVar[str] = "model.embeddings.tok_embeddings"
     predictions: ClassVar[PredictionNames] = PredictionNames(
@@ -59,8 +58,6 @@ class ModernBert(Encoder):
     local_attention: Size = 128
     global_attn_every_n_layers: Size = 3
     layer_types: tuple[str, ...] | None = None
-    rope_parameters: Config | None = None  # by layer type
-    rope_scaling: Config | None = None  # of both
     global_rope_theta: float = 160000.0
     local_rope_theta: float = 10000.0
 
@@ -84,19 +81,19 @@ class ModernBert(Encoder):
             return self.layer_types[i] == "sliding_attention"
         return i % self.global_attn_every_n_layers != 0
 
-    def rope(self, slides: bool) -> RopeFields:
-        """The settings of rotary positions, which differ by layer type."""
-        settings = (self.rope_parameters or Config("rope_parameters", {})).values
-        for name in settings:
-            if name not in _LAYER_TYPES:
-                raise SystolicError(f"rope_parameters: {name} is no layer type ({', '.join(_LAYER_TYPES)})")
-        own: Mapping[str, Any] = settings.get(_LAYER_TYPES[slides]) or {}
-        shared = self.rope_scaling.values if self.rope_scaling is not None else {}
-        return RopeFields(
-            max_position_embeddings=self.max_position_embeddings,
-            rope_theta=self.local_rope_theta if slides else self.global_rope_theta,
-            rope_parameters=Config(f"rope_parameters: {_LAYER_TYPES[slides]}", {**own, **shared}),
-        )
+    def ropes(self) -> tuple[Rope, ...]:
+        slides = {self.slides(i) for i in range(self.num_hidden_layers)}
+        return tuple(self.rope_of(_LAYER_TYPES[each]) for each in slides)
+
+    def rope_of(self, layer_type: str) -> Rope:
+        if self.rope_scaling is None:
+            return super().rope_of(layer_type)
+        if self.rope_parameters is not None or "rope_type" not in self.rope_scaling.values:
+            raise SystolicError("rope_scaling must name its rope_type, and stand without rope_parameters")
+        return self.scaling(self.rope_scaling, self.theta_of(layer_type))
+
+    def theta_of(self, layer_type: str) -> float:
+        return self.local_rope_theta if layer_type == "sliding_attention" else self.global_rope_theta
 
     def embed(self, token: Stream) -> Stream:
         x = embedding(token, self.table, self.vocab_size, self.hidden_size)
@@ -121,7 +118,7 @@ class ModernBert(Encoder):
         heads, size = self.num_attention_heads, self.head_size
         qkv = linear(x, f"{name}.Wqkv", 3 * self.hidden_size, bias=self.attention_bias)
         q, k, v = (part.reshape(heads, size) for part in split(qkv, [self.hidden_size] * 3))
-        cos_sin = rotation_of_text(self.rope(slides).rope(), size)
+        cos_sin = rotation(self.rope_of(_LAYER_TYPES[slides]), size)
         mixed = two_sided_attention(
             rotate(q, cos_sin)[:, None],
             rotate(k, cos_sin),

@@ -11,9 +11,9 @@ from ...compiler.recording import scope
 from ...compiler.stream import Stream
 from ...ir.errors import SystolicError
 from ..blocks import activation, embedding, layer_norm, linear, two_sided_attention
-from ..encoder import PLAIN, Encoder, Heads, PredictionNames, rotation_of_text
+from ..encoder import PLAIN, Encoder, Heads, PredictionNames
 from ..family import Family
-from ..rope import RopeFields, rotate
+from ..rope import RopeFields, rotate, rotation
 from ..spec import Size
 from ..weights import Naming
 
@@ -99,7 +99,7 @@ class NomicBert(RopeFields, Encoder):
         heads, size = self.num_attention_heads, self.head_size
         qkv = split(linear(x, f"{name}.Wqkv", 3 * heads * size), [heads * size] * 3)
         q, k, v = (part.reshape(heads, size) for part in qkv)
-        cos_sin = rotation_of_text(self.rope(), size)
+        cos_sin = rotation(self.rope(), size)
         mixed = two_sided_attention(rotate(q, cos_sin)[:, None], rotate(k, cos_sin), v, scale=size**-0.5)
         return linear(mixed.reshape(heads * size), f"{name}.out_proj", self.hidden_size)
 
