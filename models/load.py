@@ -173,13 +173,17 @@ def _constraints(settings: Config) -> Constraints:
 
 
 def _sampling(settings: Config | None) -> dict[str, float]:
-    """The sampling of generation_config.json; with ``do_sample`` off, its other fields mean nothing."""
-    if settings is None or not settings.values.get("do_sample"):
+    """The sampling of generation_config.json; with ``do_sample`` off, what shapes a draw means nothing."""
+    if settings is None:
         return {}
-    given = {name: settings.values.get(name) for name in ("temperature", "top_k", "top_p")}
-    return {"temperature": 1.0} | {
-        name: settings.number(name) for name, value in given.items() if value is not None
-    }
+    draws = bool(settings.values.get("do_sample"))
+    names = (*_PENALTIES, *(_OF_DRAWS if draws else ()))
+    given = {name: settings.number(name) for name in names if settings.values.get(name) is not None}
+    return ({"temperature": 1.0} if draws else {}) | given
+
+
+_PENALTIES = ("repetition_penalty", "no_repeat_ngram_size")
+_OF_DRAWS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 def _optional(directory: Path | None, name: str) -> Config | None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..backends.interface import Prepared
 from ..compiler.derive.generation import NO_TOKEN, SAMPLING
+from ..compiler.program import Program
 from ..ir.errors import SystolicError
 from .lengths import TextLengths
 from .sampling.chain import DAMAGED, Row, Structure, row_inputs, structure_of
@@ -102,6 +103,44 @@ def chunk_sizes(length: int, sizes: Sequence[int]) -> list[int]:
     return [largest] * (length // largest) + tail
 
 
+class Memory:
+    """What a sampling program remembers of each row, by the names of states of ``program``.
+
+    ``recall`` is the program that reads what was said before, or None where tokens are not remembered.
+    """
+
+    def __init__(self, executable: Executable, program: Program, recall: Prepared | None) -> None:
+        self._recall = recall
+        zeros = executable.backend.zeros
+        kept = (state for state in program.states if state.name.startswith(SAMPLING))
+        self.states = {s.name: zeros(s.type.static_shape, s.type.dtype) for s in kept}
+
+    def read(self, tokens: Sequence[Sequence[int]], seen: np.ndarray) -> None:
+        """Takes in more tokens of each row, behind the ``seen`` ones."""
+        if self._recall is None or not any(tokens):
+            return
+        block = np.zeros((len(tokens), self._recall.program.chunk), np.int32)
+        lengths = np.array([len(row) for row in tokens], np.int32)
+        for row, text in enumerate(tokens):
+            block[row, : len(text)] = text
+        states = {s.name: self.states[SAMPLING + s.name] for s in self._recall.program.states}
+        given = {"token": block, "offset": seen, "length": lengths}
+        _, updated = self._recall.run({}, given, states)
+        self.states |= {SAMPLING + name: array for name, array in updated.items()}
+
+    def keep(self, updated: Mapping[str, Any]) -> dict[str, Any]:
+        """Takes its part of the updated states; the others."""
+        self.states |= {name: array for name, array in updated.items() if name.startswith(SAMPLING)}
+        return {name: array for name, array in updated.items() if not name.startswith(SAMPLING)}
+
+
+def sampling_inputs(structure: Structure, sampling: Sequence[Row], program: Program) -> dict[str, np.ndarray]:
+    """The numbers of all rows that a program takes, by input name."""
+    wanted = {node.name for node in program.graph.inputs}
+    numbers = {SAMPLING + name: array for name, array in row_inputs(structure, sampling).items()}
+    return {name: array for name, array in numbers.items() if name in wanted}
+
+
 class DecodeLoop:
     """Rows and how each of them is sampled; ``stops`` are the tokens that end each row.
 
@@ -120,40 +159,19 @@ class DecodeLoop:
         self.rows = Rows(executable, sources)
         self.structure = structure_of(sampling, logprobs)
         count = max(map(len, stops), default=0)
-        self._stop = np.full((len(stops), _power_of_two(count)), NONE, np.int32)
+        stop = np.full((len(stops), _power_of_two(count)), NONE, np.int32)
         for row, tokens in enumerate(stops):
-            self._stop[row, : len(tokens)] = tokens
+            stop[row, : len(tokens)] = tokens
         self._program, self._recall = loop_programs(
             executable, self.structure, count, self.rows.longest_source
         )
-        self._numbers = self._placed_numbers(sampling)
-        kept = {state.name: state for state in self._program.program.states}
-        self._memory = {
-            name: executable.backend.zeros(state.type.static_shape, state.type.dtype)
-            for name, state in kept.items()
-            if name.startswith(SAMPLING)
-        }
-
-    def _placed_numbers(self, sampling: Sequence[Row]) -> dict[str, Any]:
-        """What stays the same from call to call, where the program wants it."""
-        wanted = {node.name for node in self._program.program.graph.inputs}
-        numbers = {SAMPLING + name: v for name, v in row_inputs(self.structure, sampling).items()}
-        numbers = {name: array for name, array in numbers.items() if name in wanted}
-        place = self._executable.backend.place
-        return {name: place(array) for name, array in {**numbers, "stop": self._stop}.items()}
+        self._memory = Memory(executable, self._program.program, self._recall)
+        numbers = {**sampling_inputs(self.structure, sampling, self._program.program), "stop": stop}
+        self._numbers = {name: executable.backend.place(array) for name, array in numbers.items()}
 
     def read(self, tokens: Sequence[Sequence[int]]) -> None:
         """Reads tokens of each row without making any: all of a prompt but its last."""
-        if self._recall is not None and any(tokens):
-            block = np.zeros((len(tokens), self._recall.program.chunk), np.int32)
-            lengths = np.array([len(row) for row in tokens], np.int32)
-            for row, text in enumerate(tokens):
-                block[row, : len(text)] = text
-            names = [state.name for state in self._recall.program.states]
-            states = {name: self._memory[SAMPLING + name] for name in names}
-            inputs = {"token": block, "offset": self.rows.seen, "length": lengths}
-            _, updated = self._recall.run({}, inputs, states)
-            self._memory |= {SAMPLING + name: array for name, array in updated.items()}
+        self._memory.read(tokens, self.rows.seen)
         self.rows.read(tokens)
 
     def make(self, newest: np.ndarray, limits: np.ndarray) -> Made:
@@ -169,9 +187,9 @@ class DecodeLoop:
             **self._numbers,
             **rows.inputs,
         }
-        results, updated = self._program.run(executable.parameters, inputs, {**rows.states, **self._memory})
-        for name, array in updated.items():
-            (self._memory if name.startswith(SAMPLING) else rows.states)[name] = array
+        states = {**rows.states, **self._memory.states}
+        results, updated = self._program.run(executable.parameters, inputs, states)
+        rows.states |= self._memory.keep(updated)
         fetched = {name: executable.backend.fetch(array) for name, array in results.items()}
         made = Made(fetched.pop("tokens"), fetched)
         counts = made.counts()
@@ -197,7 +215,7 @@ def raise_if_failed(token: int, count: int) -> None:
     """``SystolicError`` for what stands in place of a token that could not be chosen."""
     if token == DAMAGED:
         raise SystolicError(
-            f"the model gave a logit that is no number at new token {count}; its weights may be damaged"
+            f"the model gave the logit nan or inf at new token {count}; its weights may be damaged"
         )
     if token < 0:
         raise SystolicError(f"no token is left to choose from at new token {count}: all were removed")

@@ -34,7 +34,7 @@ from .session import Session
 from .snapshot import Snapshot
 from .sources import EncoderStates, Source
 from .speculation import Speculation
-from .tokens import Tokenizer
+from .tokens import TextStream, Tokenizer
 from .undo import Undo
 
 Prompt = str | Sequence[int]
@@ -260,6 +260,14 @@ class Executable:
             prompt if encoder_states is None else EncoderStates(encoder_states), settings
         )
         return beam_search(self.with_rows(settings.beams), ids, source, settings)
+
+    def text_behind(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+        """The text of new tokens behind a prompt, without an end-of-sequence token."""
+        if self.tokenizer is None:
+            raise SystolicError(f"{self.model.name} has no tokenizer")
+        stream = TextStream(self.tokenizer, prompt)
+        ends = self.model.eos_ids
+        return "".join([*(stream.push(t) for t in tokens if t not in ends), stream.finish()])
 
     def with_rows(self, rows: int) -> Executable:
         """This executable if it has so many rows, else one that has, with the same weights."""

@@ -26,7 +26,7 @@ from ..ir.graph import Graph
 from ..ir.types import TEXT
 from .options import Options
 from .sampling.chain import Structure
-from .sampling.programs import loop_program, recall_program
+from .sampling.programs import beam_program, loop_program, recall_program
 
 
 class ProgramSource(Protocol):
@@ -58,6 +58,9 @@ class ProgramSource(Protocol):
 
     def encode(self, length: int) -> Program:
         """Reads one source and yields what the target reads of each of its positions."""
+
+    def with_rows(self, rows: int) -> ProgramSource:
+        """The same for so many rows; ``SystolicError`` where that cannot be had."""
 
     @property
     def behind_encoder(self) -> ProgramSource:
@@ -129,6 +132,9 @@ class DerivedPrograms:
         program = derive_score(source_graph(self._graph, str(self._clock)), rows=1, length=length)
         return replace(program, name=f"encode.{length}")
 
+    def with_rows(self, rows: int) -> DerivedPrograms:
+        return DerivedPrograms(self._graph, replace(self._options, batch=rows))
+
     @property
     def behind_encoder(self) -> DerivedPrograms:
         return DerivedPrograms(graph_behind_source(self._graph, str(self._clock)), self._options)
@@ -198,6 +204,10 @@ class Programs:
         space = self._source_length(length)
         return self._prepare("encode", 0, space, lambda: self._origin.encode(space))
 
+    def with_rows(self, rows: int) -> ProgramSource:
+        """Where the programs for so many rows come from."""
+        return self._origin.with_rows(rows)
+
     @cached_property
     def behind_encoder(self) -> Programs:
         """The programs for a source that is given as what an encoder made of it."""
@@ -214,6 +224,17 @@ class Programs:
             return loop_program(self._origin.chunk(1, space), structure, stops, names)
 
         return self._prepare(f"generate {structure}", stops, space, make)
+
+    def beams(
+        self, structure: Structure, candidates: int, names: tuple[str, str], source: int = 0
+    ) -> Prepared:
+        """The program that extends the beams of all rows and lists the best ``candidates`` of each."""
+        space = self._source_length(source)
+
+        def make() -> Program:
+            return beam_program(self._origin.chunk(1, space), structure, candidates, names)
+
+        return self._prepare(f"beams {structure}", candidates, space, make)
 
     def recall(self, structure: Structure, names: tuple[str, str]) -> Prepared | None:
         """The program that reads what was said before into the memory of a structure, if it has one."""

@@ -37,7 +37,9 @@ def derive_generation(
     last row ends the loop. The last token of a row has not been read when the program returns.
     """
     rows, make = decode.rows, Maker(None, "generation")
-    outer = _inputs(decode, choose, token, stops)
+    numbers = TensorType((rows,), "i32")
+    ends = {"limit": numbers, "stop": numbers.with_shape((rows, stops))}
+    outer = {**{name: _input(name, type_) for name, type_ in ends.items()}, **inputs_of(decode, choose)}
     carried = {name: outer[name].tensor for name in (token, "offset", *_updated(decode, choose))}
     carried = {_GOING: TensorType((), "bool"), _LEFT: outer["limit"].tensor, **carried}
     inside = {name: _input(name, type_) for name, type_ in carried.items()}
@@ -72,27 +74,25 @@ def _input(name: str, type_: TensorType) -> Node:
     return make_node(OPS["input"], (), {"type": type_}, name=name)
 
 
-def _prefixed(name: str) -> str:
+def prefixed(name: str) -> str:
+    """What an input or state of the choosing program is called beside those of the decode step."""
     state = STATE_PREFIX if name.startswith(STATE_PREFIX) else ""
     return f"{state}{SAMPLING}{name.removeprefix(state)}"
 
 
-def _inputs(decode: Program, choose: Program, token: str, stops: int) -> _Nodes:
-    """The inputs of the whole, by name; the loop makes lengths and logits itself."""
+def inputs_of(decode: Program, choose: Program) -> _Nodes:
+    """The inputs of both programs by name, states last, but for lengths and logits."""
     given = {node.name: node for node in decode.graph.inputs if node.name != "length"}
     states = {name: given.pop(name) for name in tuple(given) if name.startswith(STATE_PREFIX)}
-    numbers = TensorType((decode.rows,), "i32")
-    given |= {"limit": _input("limit", numbers)}
-    given |= {"stop": _input("stop", numbers.with_shape((decode.rows, stops)))}
     for node in choose.graph.inputs:
         if node.name not in _SHARED:
-            name = _prefixed(node.name)
+            name = prefixed(node.name)
             (states if name.startswith(STATE_PREFIX) else given)[name] = _input(name, node.tensor)
     return given | states
 
 
 def _updated(decode: Program, choose: Program) -> tuple[str, ...]:
-    return (*decode.donated, *map(_prefixed, choose.donated))
+    return (*decode.donated, *map(prefixed, choose.donated))
 
 
 def _step(decode: Program, choose: Program, token: str, logits: str, inside: _Nodes) -> _Nodes:
@@ -101,12 +101,12 @@ def _step(decode: Program, choose: Program, token: str, logits: str, inside: _No
     zero = make.integer(0)
     active = make("greater", inside[_LEFT], zero, label="active")
     length = make("cast", active, label="length", dtype="i32")
-    read = _inlined(decode.graph, {**inside, "length": length}, "")
+    read = inlined(decode.graph, {**inside, "length": length}, "")
     shared = {"token": inside[token], "logits": read[logits], "offset": inside["offset"], "length": length}
     numbers = {
-        node.name: inside[_prefixed(node.name)] for node in choose.graph.inputs if node.name not in shared
+        node.name: inside[prefixed(node.name)] for node in choose.graph.inputs if node.name not in shared
     }
-    chosen = _inlined(choose.graph, {**shared, **numbers}, SAMPLING)
+    chosen = inlined(choose.graph, {**shared, **numbers}, SAMPLING)
     column = make.reshape(active, (rows, 1), "column")
     fresh = make("where", column, chosen["token"], make.integer(NO_TOKEN), label="fresh")
     is_stop = make("cast", make("equal", inside["stop"], fresh, label="stops"), label="stopped", dtype="i32")
@@ -116,7 +116,7 @@ def _step(decode: Program, choose: Program, token: str, logits: str, inside: _No
     left = make("where", over, zero, make("subtract", inside[_LEFT], length, label="fewer"), label="left")
     going = make("greater", make("max", left, axes=(0,), label="most"), zero, label="going")
     states = {name: node for name, node in read.items() if name.startswith(STATE_PREFIX)}
-    states |= {_prefixed(n): node for n, node in chosen.items() if n.startswith(STATE_PREFIX)}
+    states |= {prefixed(n): node for n, node in chosen.items() if n.startswith(STATE_PREFIX)}
     return {
         _GOING: going,
         _LEFT: left,
@@ -128,7 +128,7 @@ def _step(decode: Program, choose: Program, token: str, logits: str, inside: _No
     }
 
 
-def _inlined(graph: Graph, given: Mapping[str, Node], prefix: str) -> _Nodes:
+def inlined(graph: Graph, given: Mapping[str, Node], prefix: str) -> _Nodes:
     """The outputs of a graph over other inputs and weights, given by name."""
     new: dict[Node, Node] = {}
     for node in graph.nodes:

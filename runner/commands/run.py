@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...ir.errors import SystolicError
+from . import sampling_options as options
 from .arguments import DEFAULT_MODEL, Backend, Capacity, Json, ModelArgument, State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ...models.load import Model
     from ..executable import Executable
 
 INTERRUPTED_STATUS = 130
@@ -28,6 +28,7 @@ class Record:
 
     new_ids: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
     finish_reason: str = "length"  # what it is if not a single token was asked for
     timings: dict[str, float | None] = field(default_factory=dict)
 
@@ -37,19 +38,24 @@ def run(
     prompt: Annotated[str | None, typer.Option(help="The text to continue.")] = None,
     prompt_ids: Annotated[str | None, typer.Option(help='Token ids instead, like "1,403,407".')] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Stop after so many tokens.")] = 64,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            help="0 always takes the most likely token. Default: as generation_config.json says, or 0."
-        ),
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Draw from the k most likely tokens only; 0: all.")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Draw from the most likely tokens with this mass.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same tokens.")] = 0,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    typical_p: options.TypicalP = None,
+    top_n_sigma: options.TopNSigma = None,
+    xtc_probability: options.Xtc = None,
+    mirostat_tau: options.Mirostat = None,
+    repetition_penalty: options.Repetition = None,
+    presence_penalty: options.Presence = None,
+    frequency_penalty: options.Frequency = None,
+    dry_multiplier: options.Dry = None,
+    no_repeat_ngram_size: options.NoRepeatNgram = None,
+    min_new_tokens: options.MinNewTokens = None,
+    seed: options.Seed = 0,
+    logprobs: options.Logprobs = None,
+    beams: options.Beams = 1,
+    length_penalty: options.LengthPenalty = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; can be repeated.")] = None,
     backend: Backend = "xla",
     state: State = None,
@@ -64,18 +70,37 @@ def run(
     executable = open_executable(model, backend, capacity=capacity, state=state)
     ids = list(executable.prompt_ids(_prompt(prompt, prompt_ids)))
     record = Record(timings={"load_seconds": time.perf_counter() - start})
-    steps = executable.steps(
-        ids,
+    settings = options.sampling_settings(
+        executable.model,
         max_new_tokens=max_new_tokens,
-        **_sampling(executable.model, temperature, top_k, top_p),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        typical_p=typical_p,
+        top_n_sigma=top_n_sigma,
+        xtc_probability=xtc_probability,
+        mirostat_tau=mirostat_tau,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        dry_multiplier=dry_multiplier,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        min_new_tokens=min_new_tokens,
         seed=seed,
+        logprobs=logprobs,
         stop=stop or (),
         ignore_eos=ignore_eos,
     )
+    if beams > 1:
+        search = {**settings, "beams": beams, "n": beams, "length_penalty": length_penalty}
+        return _search(executable, ids, search, record, as_json=as_json)
+    steps = executable.steps(ids, **settings)
     if not as_json and not executable.inputs.source:  # what an encoder-decoder says stands on its own
         _show_prompt(prompt)
     try:
-        _follow(executable, ids, steps, record, show=not as_json)
+        _prepare(executable, ids, settings, record)
+        _follow(executable, steps, record, show=not as_json)
     except KeyboardInterrupt:
         record.finish_reason = "interrupted"
     if as_json:
@@ -97,26 +122,46 @@ def _prompt(prompt: str | None, prompt_ids: str | None) -> str | list[int]:
         raise SystolicError(f'--prompt-ids must be integers like "1,403,407", not {prompt_ids!r}') from None
 
 
-def _sampling(
-    model: Model, temperature: float | None, top_k: int | None, top_p: float | None
-) -> dict[str, Any]:
-    """How tokens are drawn: what the flags say, and behind them the model's own settings."""
-    asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    settings = {**model.sampling, **{name: value for name, value in asked.items() if value is not None}}
-    return {**settings, "top_k": int(settings.get("top_k", 0))}
-
-
-def _follow(executable: Executable, ids: Sequence[int], steps: Any, record: Record, *, show: bool) -> None:
-    """Takes all steps, showing each piece at once."""
+def _search(
+    executable: Executable, ids: Sequence[int], search: dict[str, Any], record: Record, *, as_json: bool
+) -> None:
+    """Prints what a beam search found: the best text, or with --json all of them."""
     start = time.perf_counter()
-    executable.prepare(len(ids))
+    found = executable.beam_search(ids, **search)
+    record.timings["search_seconds"] = time.perf_counter() - start
+    if not as_json:
+        best = found[0].tokens if found else ()
+        print(executable.text_behind(ids, best) if executable.tokenizer else " ".join(map(str, best)))
+        return
+    listed = [
+        {
+            "new_ids": list(one.tokens),
+            "text": executable.text_behind(ids, one.tokens) if executable.tokenizer else None,
+            "score": one.score,
+        }
+        for one in found
+    ]
+    report = {"model": executable.model.name, "prompt_ids": list(ids), "beams": listed}
+    print(json.dumps({**report, "timings": record.timings}, ensure_ascii=False))
+
+
+def _prepare(executable: Executable, ids: Sequence[int], settings: dict[str, Any], record: Record) -> None:
+    start = time.perf_counter()
+    executable.prepare(len(ids), **settings)
+    record.timings["compile_seconds"] = time.perf_counter() - start
+
+
+def _follow(executable: Executable, steps: Any, record: Record, *, show: bool) -> None:
+    """Takes all steps, showing each piece at once."""
     compiled = previous = time.perf_counter()
-    record.timings["compile_seconds"] = compiled - start
     for step in steps:
         if not record.new_ids:
             record.timings["first_token_seconds"] = time.perf_counter() - compiled
             previous = time.perf_counter()
         record.new_ids.append(step.token)
+        if step.logprob is not None:
+            others = [{"id": other, "logprob": chance} for other, chance in step.alternatives]
+            record.logprobs.append({"logprob": step.logprob, "alternatives": others})
         record.pieces.append(step.text if executable.tokenizer else f" {step.token}")
         record.finish_reason = step.finish_reason or record.finish_reason
         if show and record.pieces[-1]:
@@ -151,5 +196,6 @@ def _report(executable: Executable, ids: list[int], record: Record) -> dict[str,
         "new_ids": record.new_ids,
         "text": "".join(record.pieces) if executable.tokenizer else None,
         "finish_reason": record.finish_reason,
+        **({"logprobs": record.logprobs} if record.logprobs else {}),
         "timings": record.timings,
     }

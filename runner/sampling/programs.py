@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ...compiler.derive import StatePlan, choose_states, derive_chunk
+from ...compiler.derive.beams import derive_beam_step
 from ...compiler.derive.generation import derive_generation
 from ...compiler.pipeline import run_passes
 from ...compiler.program import Program
@@ -85,6 +86,12 @@ def loop_program(decode: Program, structure: Structure, stops: int, names: tuple
     choose = sampling_programs(decode, structure, names[1]).choose
     loop = derive_generation(decode, choose, token=names[0], logits=names[1], steps=LONGEST_CALL, stops=stops)
     return replace(loop, name=f"generate.{structure.name}")
+
+
+def beam_program(decode: Program, structure: Structure, candidates: int, names: tuple[str, str]) -> Program:
+    """One step of a beam search over the scores of a structure."""
+    choose = sampling_programs(decode, structure, names[1]).choose
+    return derive_beam_step(decode, choose, token=names[0], logits=names[1], candidates=candidates)
 
 
 def recall_program(decode: Program, structure: Structure, logits: str) -> Program:

@@ -179,6 +179,7 @@ _INTEGERS = {
     "no_repeat_ngram_size": (0, MATCH),
     "min_new_tokens": (0, _LARGE),
 }
+INTEGER_FIELDS = frozenset(_INTEGERS)
 
 
 def _shown(high: int) -> str:

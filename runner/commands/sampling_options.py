@@ -1,0 +1,44 @@
+"""Options of the commands that generate: how the next token is chosen."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ...models.load import Model
+from ..sampling.settings import INTEGER_FIELDS
+
+Temperature = Annotated[
+    float | None,
+    typer.Option(help="0 always takes the most likely token. Default: as generation_config.json says, or 0."),
+]
+TopK = Annotated[int | None, typer.Option(help="Draw from the k most likely tokens only; 0: all.")]
+TopP = Annotated[float | None, typer.Option(help="Draw from the most likely tokens with this mass.")]
+MinP = Annotated[float | None, typer.Option(help="Draw only tokens this many times as likely as the best.")]
+TypicalP = Annotated[float | None, typer.Option(help="Draw from the most typical tokens with this mass.")]
+TopNSigma = Annotated[
+    float | None, typer.Option(help="Draw only tokens with scores so many deviations below the best.")
+]
+Xtc = Annotated[float | None, typer.Option(help="How often the most obvious tokens are left out.")]
+Mirostat = Annotated[float | None, typer.Option(help="Hold the surprise of tokens at so many bits; 0: off.")]
+Repetition = Annotated[float | None, typer.Option(help="Divide the scores of tokens that occurred; 1: off.")]
+Presence = Annotated[float | None, typer.Option(help="Take this from the score of each generated token.")]
+Frequency = Annotated[float | None, typer.Option(help="The same for each time that it was generated.")]
+Dry = Annotated[float | None, typer.Option(help="Penalty for going on with a repetition; 0: off.")]
+NoRepeatNgram = Annotated[int | None, typer.Option(help="No so many tokens in the same order twice.")]
+MinNewTokens = Annotated[int | None, typer.Option(help="No end token before so many tokens.")]
+Logprobs = Annotated[
+    int | None, typer.Option(help="With --json: log-probabilities of each token and of so many others.")
+]
+Beams = Annotated[int, typer.Option(help="Search with so many beams instead of choosing token by token.")]
+LengthPenalty = Annotated[
+    float, typer.Option(help="Of a beam search: scores are divided by the length to this power.")
+]
+Seed = Annotated[int, typer.Option(help="The same seed draws the same tokens.")]
+
+
+def sampling_settings(model: Model, **asked: Any) -> dict[str, Any]:
+    """What the options say, and behind them the model's own settings, as fields of ``Sampling``."""
+    settings = {**model.sampling, **{name: value for name, value in asked.items() if value is not None}}
+    return {name: int(v) if name in INTEGER_FIELDS else v for name, v in settings.items()}

@@ -1,0 +1,185 @@
+"""The decode loop: the tokens of stepping from the host, on every kind of state, in place."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import time
+
+import numpy as np
+import pytest
+from test_runner import BACKENDS, V, attention_step, random_weights, recurrent_step, tiny
+
+import systolic as sy
+from systolic.compiler.derive.generation import NO_TOKEN
+from systolic.ir.dumps.json_form import from_json, to_json
+from systolic.ir.verify import verify
+from systolic.models.load import load
+from systolic.runner.choice import Chooser
+from systolic.runner.decode_loop import LONGEST_CALL, DecodeLoop, Pace
+from systolic.runner.executable import compile
+from systolic.runner.generate import Generation
+from systolic.runner.sampling import Row
+from systolic.runner.sampling import filters as f
+from systolic.runner.sampling import penalties as p
+
+SETTINGS = {
+    "greedy": {},
+    "drawn": {"temperature": 1.3, "top_k": 9, "seed": 5},
+    "remembering": {"temperature": 1.0, "seed": 2, "repetition_penalty": 1.2, "no_repeat_ngram_size": 3},
+}
+
+
+def stepped(executable: sy.Executable, prompt: list[int], **settings: object) -> list[int]:
+    """The tokens that are chosen on the host, one call of the decode step for each."""
+    generation = Generation(**settings)
+    chooser = Chooser(executable, len(prompt), generation)
+    rows, text = executable.batch(), list(prompt)
+    logits = rows.read({0: prompt})[0]
+    for _ in range(generation.max_new_tokens):
+        text.append(chooser.choose(logits, text))
+        if len(text) > executable.options.capacity:
+            break
+        logits = rows.read({0: text[-1:]})[0]
+    return text[len(prompt) :]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("step", [attention_step, recurrent_step])
+def test_the_loop_makes_the_tokens_of_the_host(step, backend):
+    executable = tiny(step, backend=backend, chunk=8)
+    assert {state.kind for state in executable.states} == (
+        {"append", "ring"} if step is attention_step else {"carry", "tail"}
+    )
+    prompt = np.random.default_rng(3).integers(0, V, 11).tolist()
+    for settings in SETTINGS.values():
+        expected = stepped(executable, prompt, max_new_tokens=30, **settings)
+        assert executable.generate(prompt, max_new_tokens=30, **settings) == expected
+
+
+@pytest.mark.parametrize("per_call", [1, 2, 7, 64])
+def test_how_many_tokens_a_call_makes_changes_none(per_call):
+    executable, prompts = tiny(batch=2), [[3, 1, 4], [1, 5, 9, 2, 6]]
+    settings = {"max_new_tokens": 20, **SETTINGS["remembering"]}
+    expected = executable.generate_batch(prompts, **settings)
+    assert executable.generate_batch(prompts, tokens_per_call=per_call, **settings) == expected
+    steps = list(executable.steps(prompts[0], tokens_per_call=per_call, **settings))
+    assert [step.token for step in steps] == expected[0]
+    assert [step.finish_reason for step in steps] == [None] * 19 + ["length"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_end_alone_and_the_loop_with_the_last(backend):
+    executable = tiny(batch=3, backend=backend)
+    alone = executable.generate([7], max_new_tokens=12)
+    stop = alone[4]
+    loop = DecodeLoop(executable, [Row(), Row(), Row()], [[stop], [], []])
+    made = loop.make(np.array([7, 7, 7], np.int32), np.array([12, 3, 0], np.int32))
+    assert made.tokens.shape == (3, LONGEST_CALL)
+    assert made.counts().tolist() == [alone.index(stop) + 1, 3, 0]
+    assert made.tokens[0, : alone.index(stop) + 1].tolist() == alone[: alone.index(stop) + 1]
+    assert made.tokens[1, :3].tolist() == alone[:3]
+    assert (made.tokens[:, 12:] == NO_TOKEN).all()
+    assert loop.rows.seen.tolist() == made.counts().tolist()  # a token is read in the step after it
+    more = loop.make(made.tokens[[0, 1, 2], made.counts() - 1], np.array([0, 5, 0], np.int32))
+    assert more.tokens[1, :5].tolist() == alone[3:8]
+
+
+def test_the_program_is_one_loop_over_states_and_reads_back():
+    executable = tiny(recurrent_step)
+    program = DecodeLoop(executable, [Row((p.Repetition(1.1), f.TopK(3)), True)], [[]])._program.program
+    verify(program.graph, "program")
+    (loop,) = (node for node in program.graph.nodes if node.op.name == "loop")
+    assert loop.params["early"]
+    assert set(program.donated) == {f"state.{state.name}" for state in program.states}
+    assert {s.name for s in program.states} > {state.name for state in executable.states}
+    again = from_json(json.loads(json.dumps(to_json(program.graph))))
+    assert str(again) == str(program.graph)
+
+
+@pytest.mark.parametrize("name", ["stories", "mamba", "mistral_sliding"])
+def test_no_state_is_copied_in_the_loop(shared, name):
+    """In XLA's own program, no copy, conversion or transposition has the size of a state."""
+    folder = shared / "real" / "stories260K" if name == "stories" else shared / "oracle" / name
+    executable = compile(load(folder), backend="xla", capacity=96)
+    loop = DecodeLoop(executable, [Row((f.Temperature(0.9),), True)], [[]])
+    prepared = loop._program
+    types = {state.name: state.type for state in prepared.program.states}
+    kept = sum(type_.bytes for type_ in types.values())
+    assert prepared.memory.alias_size_in_bytes >= kept
+    if name == "stories":  # temporary memory could not hold one of them
+        assert prepared.memory.temp_size_in_bytes < min(t.bytes for t in types.values())
+    for type_ in types.values():
+        if type_.size < 2048:
+            continue  # carries of a recurrence are new values, and small
+        shape = ",".join(map(str, type_.static_shape))
+        moved = re.findall(rf"= f32\[{shape}\]\S* (?:copy|convert|transpose)\(.*", prepared.optimized_text)
+        assert not moved
+
+
+def test_stop_strings_end_a_row_between_calls(shared):
+    folder = shared / "real" / "stories260K"
+    case = json.loads((folder / "reference.json").read_text())["cases"][0]
+    executable = compile(load(folder), backend="numpy", capacity=128)
+    seen = set()
+    for per_call in (1, 5, 64, None):
+        steps = list(
+            executable.steps(
+                case["prompt"], stop=[" Lily."], ignore_eos=True, tokens_per_call=per_call, max_new_tokens=60
+            )
+        )
+        seen.add((tuple(s.token for s in steps), "".join(s.text for s in steps), steps[-1].finish_reason))
+    ((_, text, reason),) = seen
+    assert text.endswith("named")
+    assert reason == "stop"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_damaged_weights_are_reported(backend):
+    graph = sy.trace(attention_step)
+    weights = random_weights(graph)
+    weights["head"] = np.full_like(weights["head"], np.nan)
+    executable = compile(graph, weights, backend=backend, capacity=32)
+    for settings in ({}, {"temperature": 1.0}):
+        with pytest.raises(
+            sy.SystolicError, match="logit nan or inf at new token 0; its weights may be damaged"
+        ):
+            executable.generate([1], **settings)
+    with pytest.raises(sy.SystolicError, match="no token is left to choose from at new token 0"):
+        tiny().generate([1], banned_tokens=range(V))
+
+
+def test_rows_with_settings_of_their_own(shared):
+    """What the recorded generations were made with."""
+    for name in ("llama_gqa_llama3", "qwen2"):
+        folder = shared / "oracle" / name
+        model = load(folder)
+        outputs = np.load(folder / "generation_cases.npz")
+        prompts = np.load(folder / "oracle.npz")
+        for case, settings in json.loads((folder / "generation_cases.json").read_text()).items():
+            eos = tuple(np.atleast_1d(settings.get("eos_token_id", [])).tolist())
+            executable = compile(dataclasses.replace(model, eos_ids=eos), backend="numpy", capacity=96)
+            known = {
+                "repetition_penalty": settings.get("repetition_penalty", 1.0),
+                "no_repeat_ngram_size": settings.get("no_repeat_ngram_size", 0),
+                "min_new_tokens": settings.get("min_new_tokens", 0),
+                "bad_words": settings.get("bad_words_ids", []),
+            }
+            prompt = prompts[f"ids_{case[-1]}"].tolist()
+            expected = outputs[case].tolist()
+            steps = list(executable.steps(prompt, max_new_tokens=24, **known))
+            assert [step.token for step in steps] == expected, (name, case)
+
+
+def test_a_pace_takes_a_moment_and_no_more():
+    pace = Pace(None)
+    assert pace.tokens == 1
+    sizes = []
+    for _ in range(8):
+        sizes.append(pace.tokens)
+        pace.took(pace.tokens, time.perf_counter())
+    assert sizes == [1, 2, 4, 8, 16, 32, 64, 64]
+    pace.took(1, time.perf_counter() - 10)
+    assert pace.tokens == 1
+    assert Pace(7).tokens == 7
