@@ -25,7 +25,7 @@ import networkx as nx
 
 from .errors import CausalityError, Location
 from .time import NOW, WHOLE, Access, Reach, delay_access
-from .types import MAIN, show_type
+from .types import MAIN, TEXT, show_type
 
 if TYPE_CHECKING:
     from .graph import Graph, Node
@@ -119,9 +119,15 @@ def certify(graph: Graph) -> Certificate:
     entries = tuple(
         Entry(name, source.name, source.clock, reached[node].get(source, Reach()))
         for name, node in graph.outputs.items()
-        for source in graph.inputs
+        for source in _origins(graph)
     )
     return Certificate(graph.name, entries, _shortest_leak(graph, reads))
+
+
+def _origins(graph: Graph) -> tuple[Node, ...]:
+    """What outputs depend on: the inputs, and the length of the text where it is asked for."""
+    lengths = (node for node in graph.nodes if node.op.name == "position" and node.clock == TEXT)
+    return (*graph.inputs, *lengths)
 
 
 def _all_reads(graph: Graph) -> Reads:
@@ -137,7 +143,7 @@ def _all_reads(graph: Graph) -> Reads:
 
 
 def _propagate(graph: Graph, reads: Reads) -> dict[Node, Reached]:
-    reached: dict[Node, Reached] = {node: {node: Reach((NOW,))} for node in graph.inputs}
+    reached: dict[Node, Reached] = {node: {node: Reach((NOW,))} for node in _origins(graph)}
     for members in _components(graph, reads):
         node = members[0]
         if len(members) > 1 or any(source is node for source, _ in reads[node]):

@@ -17,7 +17,7 @@ def text_length() -> Stream:
     A text that grows is another text. What was computed of the shorter one holds as long as the model
     computes both alike; then the longer one is read from its beginning.
     """
-    return max(whole(position(TEXT)), axis=0) + 1
+    return max(whole(position(TEXT).named("length")), axis=0) + 1
 
 
 def with_text_length(graph: Graph, length: int) -> Graph:

@@ -43,6 +43,12 @@ def limit_of(model):
     return next(n for n in range(64, 0, -1) if model.shortest_like(n) == 1)
 
 
+def test_the_certificate_names_the_length(model):
+    assert "logits  embed.length  whole of clock text" in str(model.graph.certificate())
+    bounded = model.for_texts_up_to(limit_of(model)).graph.certificate()
+    assert [entry.input for entry in bounded.entries] == ["token"]
+
+
 def test_where_the_mathematics_changes(model):
     assert limit_of(model) == LIMITS[next(name for name in LIMITS if name in str(model.path))]
 
