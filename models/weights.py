@@ -32,7 +32,8 @@ class Naming:
     ``prefix`` is what files of the bare model leave out. ``buffers`` are patterns of tensors that
     files may hold although the model computes them, ``unused`` of weights that reach no output where
     they are not parameters. ``tied`` maps a tensor that files may repeat to the one whose copy it
-    must be. ``within`` maps how names begin in files of a larger model to how those of the parameters do.
+    must be. ``within`` maps how names begin in files of a larger model to how those of the parameters do,
+    ``endings`` how they end in older files.
     """
 
     prefix: str = ""
@@ -40,6 +41,7 @@ class Naming:
     unused: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
     within: Mapping[str, str] = field(default_factory=dict)
+    endings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,6 +195,8 @@ def _refuse_unexpected(
 
 def _renaming(types: Mapping[str, TensorType], naming: Naming) -> Callable[[str], str]:
     def rename(name: str) -> str:
+        for end, meant in naming.endings.items():
+            name = name.removesuffix(end) + meant if name.endswith(end) else name
         for start, meant in naming.within.items():
             if name.startswith(start):
                 return meant + name.removeprefix(start)

@@ -127,6 +127,19 @@ def test_a_file_of_bert_may_hold_heads_that_its_class_does_not_use(shared, tmp_p
     assert list(load(tmp_path).graph.outputs) == ["last_hidden", "mlm_logits"]
 
 
+def test_older_files_of_bert_name_the_parts_of_norms_otherwise(shared, tmp_path):
+    folder = shared / "oracle" / "bert"
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    older = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): array
+        for name, array in load_file(folder / "model.safetensors").items()
+    }
+    assert any(name.endswith("LayerNorm.gamma") for name in older)
+    save_file(older, tmp_path / "model.safetensors")
+    new, old = load(folder).weights, load(tmp_path).weights
+    assert all(np.array_equal(new[name], old[name]) for name in new)
+
+
 def test_every_tensor_of_bert_is_a_parameter(shared, bert):
     stored = load_file(shared / "oracle" / "bert" / "model.safetensors")
     assert set(stored) == set(bert[0].weights)

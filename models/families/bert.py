@@ -15,6 +15,7 @@ from ..positions import learned_positions_of_text
 from ..spec import Size
 from ..weights import Naming
 
+_OLDER_NORMS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _POOLER = r"pooler\.dense\.\w+"
 _POSITIONS = (r"embeddings\.position_ids", r"embeddings\.token_type_ids")
 
@@ -130,7 +131,8 @@ class Electra(TypedEncoder):
 
 def _naming(model: type[TypedEncoder], *unused: str) -> Naming:
     names = model.predictions
-    return Naming(f"{model.prefix}.", _POSITIONS, (*names.unused, *unused), names.tied(model.table))
+    prefix, tied = f"{model.prefix}.", names.tied(model.table)
+    return Naming(prefix, _POSITIONS, (*names.unused, *unused), tied, endings=_OLDER_NORMS)
 
 
 _OF_ELECTRA = (r"discriminator_predictions\.dense(_prediction)?\.\w+",)
