@@ -188,10 +188,15 @@ def _decode_object(pairs: dict[str, Any]) -> Any:
     return float(pairs["__float__"]) if set(pairs) == {"__float__"} else pairs
 
 
+def decode_json(text: str) -> Any:
+    """JSON as checkpoints have it, with the library's form of infinity; ``ValueError`` if it is not JSON."""
+    return json.loads(text, object_hook=_decode_object)
+
+
 def read_config(path: Path) -> Config:
     """A JSON file that holds one object; ``SystolicError`` if it is missing or something else."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), object_hook=_decode_object)
+        values = decode_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SystolicError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, RecursionError) as error:

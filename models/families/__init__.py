@@ -5,7 +5,9 @@ Each module has the rows of its families in its own ``FAMILIES``: a new file is 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
+from pathlib import Path
 
 from ...compiler.trace import trace
 from ...ir.errors import GraphError, SystolicError
@@ -23,37 +25,46 @@ from . import (
     deepseek,
     distilbert,
     ernie,
+    ernie_moe,
     exaone,
     falcon,
     gemma,
     glm,
+    glm_moe,
     gpt2,
     gpt_neo,
     gpt_neox,
+    gpt_oss,
     gptj,
     granite,
+    granite_moe,
     helium,
     hunyuan,
+    jamba,
     lfm2,
     llama,
+    llama4,
     mamba,
     mamba2,
-    jamba,
     marian,
+    minimax,
     ministral,
     mixtral,
     modernbert,
     mpnet,
     mpt,
-    minimax,
     nemotron,
     nemotron_h,
     nomic_bert,
     olmo,
+    olmoe,
     opt,
     phi,
     phi3,
+    phimoe,
     qwen,
+    qwen3_next,
+    qwen_moe,
     recurrent,
     recurrent_gemma,
     rwkv,
@@ -61,8 +72,6 @@ from . import (
     smollm,
     stablelm,
     starcoder2,
-    qwen3_next,
-    qwen_moe,
     t5,
     wavenet,
     whisper,
@@ -81,37 +90,46 @@ FAMILIES: dict[str, Family] = {
     **deepseek.FAMILIES,
     **distilbert.FAMILIES,
     **ernie.FAMILIES,
+    **ernie_moe.FAMILIES,
     **exaone.FAMILIES,
     **falcon.FAMILIES,
     **gemma.FAMILIES,
     **glm.FAMILIES,
+    **glm_moe.FAMILIES,
     **gpt2.FAMILIES,
     **gpt_neo.FAMILIES,
     **gpt_neox.FAMILIES,
+    **gpt_oss.FAMILIES,
     **gptj.FAMILIES,
     **granite.FAMILIES,
+    **granite_moe.FAMILIES,
     **helium.FAMILIES,
     **hunyuan.FAMILIES,
+    **jamba.FAMILIES,
     **lfm2.FAMILIES,
     **llama.FAMILIES,
+    **llama4.FAMILIES,
     **mamba.FAMILIES,
     **mamba2.FAMILIES,
     **marian.FAMILIES,
+    **minimax.FAMILIES,
     **ministral.FAMILIES,
     **mixtral.FAMILIES,
     **modernbert.FAMILIES,
     **mpnet.FAMILIES,
     **mpt.FAMILIES,
     **nemotron.FAMILIES,
-    **jamba.FAMILIES,
     **nemotron_h.FAMILIES,
     **nomic_bert.FAMILIES,
     **olmo.FAMILIES,
+    **olmoe.FAMILIES,
     **opt.FAMILIES,
     **phi.FAMILIES,
     **phi3.FAMILIES,
-    **minimax.FAMILIES,
+    **phimoe.FAMILIES,
     **qwen.FAMILIES,
+    **qwen3_next.FAMILIES,
+    **qwen_moe.FAMILIES,
     **recurrent.FAMILIES,
     **recurrent_gemma.FAMILIES,
     **rwkv.FAMILIES,
@@ -126,8 +144,14 @@ FAMILIES: dict[str, Family] = {
     **zamba.FAMILIES,
 }
 
-    **qwen3_next.FAMILIES,
-    **qwen_moe.FAMILIES,
+
+def state_kinds() -> dict[str, list[str]]:
+    """The kinds of state that each family derives; none where every position reads the whole text.
+
+    ``python -m benchmarks.families`` writes the file.
+    """
+    return json.loads(Path(__file__).with_name("states.json").read_text(encoding="utf-8"))
+
 
 def family_of(config: Config) -> Family:
     """The family that ``model_type`` names; ``SystolicError`` lists the known ones."""
