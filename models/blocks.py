@@ -15,12 +15,15 @@ from ..compiler.language import (
     erf,
     exp,
     history,
+    log,
     log1p,
+    max,
     maximum,
     mean,
     minimum,
     parameter,
     position,
+    reshape,
     rsqrt,
     sigmoid,
     softmax,
@@ -81,15 +84,17 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
     bias: Stream | None = None,
+    sinks: Stream | None = None,
 ) -> Stream:
     """What the query heads ``q`` [K, G, D] read from all keys ``k`` [K, D] and values ``v`` [K, E] so far.
 
     G query heads share each of the K key heads. With ``window`` only the last positions are seen,
     this one included; ``softcap`` bounds the scores by cap * tanh(score / cap); ``bias`` is added to
-    the scores [K, G, past]. Returns [K, G, E].
+    the scores [K, G, past]; ``sinks`` [K, G] is one more score of each head, that of nothing. Returns
+    [K, G, E].
     """
     keys, values = history(k.named("k"), window), history(v.named("v"), window)
-    return mix(q, keys, values, scale=scale, softcap=softcap, bias=bias)
+    return mix(q, keys, values, scale=scale, softcap=softcap, bias=bias, sinks=sinks)
 
 
 def two_sided_attention(
@@ -107,6 +112,7 @@ def mix(
     scale: float,
     softcap: float | None = None,
     bias: Stream | None = None,
+    sinks: Stream | None = None,
 ) -> Stream:
     """The values [S, K, E] of S positions, weighted by how their keys [S, K, D] fit ``q`` [K, G, D]."""
     scores = einsum("hgd,phd->hgp", q.named("q"), keys)
@@ -117,7 +123,12 @@ def mix(
     if bias is not None:
         scores = scores + bias
     probabilities = softmax(scores.named("scores"), axis=-1).named("probs")
-    return einsum("hgp,phe->hge", probabilities, values).named("mixed")
+    mixed = einsum("hgp,phe->hge", probabilities, values)
+    if sinks is not None:  # part of the sum of the softmax, whose share carries no value
+        best = max(scores, axis=-1)
+        total = log(sum(exp(scores - reshape(best, *best.shape, 1)), axis=-1)) + best
+        mixed = mixed * reshape(sigmoid(total - sinks), *sinks.shape, 1)
+    return mixed.named("mixed")
 
 
 def at_position(x: Stream, t: int) -> Stream:

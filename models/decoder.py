@@ -137,16 +137,12 @@ class RotaryDecoder(RopeFields):
         name = self.attention_name(i)
         q, k, v = self.heads(x, name)
         q, k = self.rotated(q, k, name, cos_sin)
-        mixed = attention(
-            q,
-            k,
-            v,
-            scale=self.score_scale,
-            window=self.window(i),
-            softcap=self.score_cap,
-        )
-        mixed = mixed.reshape(self.num_attention_heads * self.head_size)
+        mixed = self.mixed(q, k, v, i).reshape(self.num_attention_heads * self.head_size)
         return linear(mixed, f"{name}.{self.output_projection}", self.hidden_size, bias=self.output_bias)
+
+    def mixed(self, q: Stream, k: Stream, v: Stream, i: int) -> Stream:
+        """What the queries [K, G, D] of layer ``i`` read: [K, G, D]."""
+        return attention(q, k, v, scale=self.score_scale, window=self.window(i), softcap=self.score_cap)
 
     def attention_name(self, i: int) -> str:
         """What the tensors of the attention in layer ``i`` begin with."""

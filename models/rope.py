@@ -1,7 +1,8 @@
 """Rotary positions: pairs of a head's elements are turned by position × frequency.
 
 Each scaling is a dataclass of its settings (the fields of ``rope_parameters`` or ``rope_scaling``)
-with two methods: the frequencies, and the magnitude by which cosine and sine are multiplied.
+with two methods: the frequencies, and the magnitude by which cosine and sine are multiplied. Two
+scalings ask how long the text is (``length.text_length``): ``shortest_like`` says which texts turn alike.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Rope:
         """Radians per position of each pair, [width / 2]: a stream where they depend on the position."""
         return self.base(width)
 
-    def magnitude(self) -> float:
+    def magnitude(self) -> float | Stream:
         """What cosine and sine are multiplied by."""
         return 1.0
 
@@ -203,7 +204,7 @@ class LongRope(Rope):
     def shortest_like(self, length: int) -> int:
         return self.original + 1 if length > self.original else 1
 
-    def magnitude(self) -> float:
+    def magnitude(self) -> float | Stream:
         if self.attention_factor is not None:
             return self.attention_factor
         stretch = self.factor or self.max_position_embeddings / self.original
@@ -344,7 +345,7 @@ def rotation(rope: Rope, head_size: int) -> CosSin:
         frequencies = frequencies.astype(np.float32)  # type: ignore[assignment]
     angles = position().cast("f32") * frequencies
     magnitude = rope.magnitude()
-    if magnitude == 1.0:
+    if isinstance(magnitude, float) and magnitude == 1.0:
         return cos(angles).named("cos"), sin(angles).named("sin")
     return (cos(angles) * magnitude).named("cos"), (sin(angles) * magnitude).named("sin")
 
