@@ -49,7 +49,7 @@ class Rope:
         return self.rope_theta ** (-np.arange(0, width, 2) / width)
 
     def frequencies(self, width: int) -> np.ndarray | Stream:
-        """Radians per position of each pair, [width / 2]: a stream where they depend on the position."""
+        """Radians per position of each pair, [width / 2]: a stream where they depend on the text's length."""
         return self.base(width)
 
     def magnitude(self) -> float | Stream:
