@@ -240,7 +240,8 @@ def test_graph_emits_code(cli, stories, tmp_path):
 def test_models_and_version(cli):
     status, out, _ = cli("models")
     assert status == 0
-    assert "families of checkpoints (model_type in config.json): bert, gemma2" in out
+    assert "families of checkpoints (model_type in config.json), by what they keep" in out
+    assert "mamba, mamba2" in out
     assert {"embedded", "families"} == set(json.loads(cli("models", "--json")[1]))
     assert re.fullmatch(r"systolic \d+\.\d+\.\d+\n", cli("--version")[1])
 
