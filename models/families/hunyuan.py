@@ -20,7 +20,6 @@ _NOTES = frozenset(
         "im_end_id",
         "im_newline_id",
         "im_start_id",
-        "mask_init_id",
         "norm_type",
         "num_experts",
         "org_vocab_size",
