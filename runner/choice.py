@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,9 +22,14 @@ class Chooser:
     """Chooses the tokens of one text, of which ``prompt`` were given, as ``exe.generate`` does alone."""
 
     def __init__(self, executable: Executable, prompt: int, generation: Generation) -> None:
-        row = sampling_row(executable, prompt, generation)
+        self.row = sampling_row(executable, prompt, generation)
+        self._executable = executable
         self._prompt = prompt
-        self._sampler = HostSampler(row, executable.logit_count, executable.options.capacity)
+
+    @cached_property
+    def _sampler(self) -> HostSampler:
+        executable = self._executable
+        return HostSampler(self.row, executable.logit_count, executable.options.capacity)
 
     def choose(
         self, logits: np.ndarray, tokens: Sequence[int], banned: Collection[int] = (), attempt: int = 0
@@ -33,7 +39,10 @@ class Chooser:
         ``banned`` tokens are not chosen; another ``attempt`` has random numbers of its own. Raises
         ``SystolicError`` if the logits are not numbers.
         """
-        token = self._sampler.choose(logits, tokens, banned, attempt)
+        return self.checked(self._sampler.choose(logits, tokens, banned, attempt), tokens)
+
+    def checked(self, token: int, tokens: Sequence[int]) -> int:
+        """The token that was chosen behind ``tokens``; ``SystolicError`` if none could be."""
         raise_if_failed(token, len(tokens) - self._prompt)
         return token
 

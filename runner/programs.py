@@ -26,7 +26,7 @@ from ..ir.graph import Graph
 from ..ir.types import TEXT
 from .options import Options
 from .sampling.chain import Structure
-from .sampling.programs import beam_program, loop_program, recall_program
+from .sampling.programs import SamplingPrograms, beam_program, loop_program, recall_program
 
 
 class ProgramSource(Protocol):
@@ -243,6 +243,15 @@ class Programs:
         return self._prepare(
             f"recall {structure}", 0, 0, lambda: recall_program(self._origin.chunk(1), structure, names[1])
         )
+
+    def sample(self, structure: Structure, vocabulary: int) -> Prepared:
+        """The program that chooses a token for each row from logits of ``vocabulary`` tokens."""
+
+        def make() -> Program:
+            step = self._origin.chunk(1)
+            return SamplingPrograms(structure, vocabulary, step.rows, step.capacity).choose
+
+        return self._prepare(f"sample {structure}", 0, 0, make)
 
     # ---- rows moved in and out of the buffers ----
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..ir.errors import SystolicError
 from .batch import Batch
+from .batch_choice import BatchChooser
 from .choice import Chooser
 from .generate import Generation, Reply
 from .prefixes import PrefixTree
@@ -38,11 +38,17 @@ class Slot:
     pending: list[int]
     reply: Reply
     chooser: Chooser
+    is_drawn_on_device: bool = False
     count: int = 0  # new tokens
 
     @property
     def reads_prompt(self) -> bool:
         return self.count == 0
+
+    @property
+    def text(self) -> list[int]:
+        """All tokens so far."""
+        return [*self.request.prompt, *self.request.tokens]
 
 
 @dataclass
@@ -88,6 +94,7 @@ class Scheduler:
         self._queue = queue
         self._rows = Batch(executable, checkpoint_every, longest=prompt_tokens)
         self._rows.prepare()
+        self._batch_chooser = BatchChooser(executable)
         self._tree = PrefixTree(executable.undo, prefix_bytes) if prefix_bytes else None
         if executable.inputs.source is not None:
             self._tree = None  # what a prefix is worth depends on the source
@@ -190,25 +197,35 @@ class Scheduler:
             return False
         logits = self._rows.run(tokens)
         self.statistics.steps += 1
-        ended = []
+        ended = {}
         for row, read in tokens.items():
             slot = self._slot(row)
             slot.pending = slot.pending[len(read) :]
             self.statistics.prompt_positions += len(read) if slot.reads_prompt else 0
             if not slot.pending:
-                ended.append(row)
-        if ended:  # fetching waits for the device: only where something is read
-            fetched = self._rows.fetch(logits)
-            for row in ended:
-                self._go_on(row, fetched[row, 0])
+                ended[row] = slot
+        self._go_on(ended, logits)
         return True
 
-    def _go_on(self, row: int, logits: np.ndarray) -> None:
-        """Chooses the next token of a row that has read all of its text."""
+    def _go_on(self, ended: Mapping[int, Slot], logits: Any) -> None:
+        """Chooses the next tokens of rows that have read all of their texts: logits [B, 1, V]."""
+        drawn: dict[int, int] = {}
+        lengths = {row: len(slot.text) for row, slot in ended.items() if slot.is_drawn_on_device}
+        if lengths:
+            drawn = self._batch_chooser.choose(logits, lengths)
+        if len(drawn) < len(ended):  # fetching waits for the device: only where something is read
+            fetched = self._rows.fetch(logits)
+        for row, slot in ended.items():
+            if row in drawn:
+                self._say(row, partial(slot.chooser.checked, drawn[row], slot.text))
+            else:
+                self._say(row, partial(slot.chooser.choose, fetched[row, 0], slot.text))
+
+    def _say(self, row: int, choose: Callable[[], int]) -> None:
+        """Goes on with the chosen token of a row."""
         slot = self._slot(row)
         try:
-            request = slot.request
-            token = slot.chooser.choose(logits, [*request.prompt, *request.tokens])
+            token = choose()
             step = slot.reply.push(token)
         except SystolicError as error:  # of this text alone
             slot.request.fail(error)
@@ -261,7 +278,8 @@ class Scheduler:
             self.statistics.reused_positions += request.reused
         reply = Reply(self.executable, prompt, request.generation)
         chooser = Chooser(self.executable, len(prompt), request.generation)
-        self._slots[row] = Slot(request, prompt[request.reused :], reply, chooser)
+        is_drawn = self._batch_chooser.enter(row, chooser.row)
+        self._slots[row] = Slot(request, prompt[request.reused :], reply, chooser, is_drawn)
 
     def _store(self, row: int) -> None:
         if self._tree is not None:
