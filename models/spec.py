@@ -38,11 +38,11 @@ _IMPLEMENTATION = """use_cache cache_implementation output_past n_ctx return_dic
 _HEADS = """id2label label2id num_labels _num_labels problem_type summary_activation summary_first_dropout
     summary_proj_to_labels summary_type summary_use_proj"""
 _GENERATION = """bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
-    mask_init_id forced_bos_token_id forced_eos_token_id max_length min_length do_sample early_stopping num_beams
+    forced_bos_token_id forced_eos_token_id max_length min_length do_sample early_stopping num_beams
     num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
     no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
     return_dict_in_generate remove_invalid_values exponential_decay_length_penalty suppress_tokens
-    begin_suppress_tokens prefix"""
+    begin_suppress_tokens prefix mask_init_id"""
 HARMLESS = frozenset(" ".join((_ORIGIN, _TRAINING, _IMPLEMENTATION, _HEADS, _GENERATION)).split())
 
 
