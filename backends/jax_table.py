@@ -114,6 +114,13 @@ def _write_rows(x: Array, values: Array, index: Array, *, axis: int = 1) -> Arra
     return jnp.moveaxis(written, 1, axis)
 
 
+def _cut(x: Array, weights: Array, limit: Array) -> Array:
+    order = jnp.argsort(x, axis=-1, stable=True)
+    ordered, weight = (jnp.take_along_axis(part, order, axis=-1) for part in (x, weights))
+    is_allowed = jnp.cumsum(weight, axis=-1) - weight <= limit[..., None]
+    return jnp.max(jnp.where(is_allowed, ordered, ordered[..., :1]), axis=-1)
+
+
 def _join_at(join: str, x: Array, indices: Array, values: Array) -> Array:
     size, flat = x.shape[-1], x.reshape(-1, x.shape[-1])
     places = _clipped(indices, -1, size).reshape(flat.shape[0], -1)
@@ -218,6 +225,7 @@ JAX: dict[str, Callable[..., Any]] = {
     "cumulative_sum": lambda x, axis: jnp.cumsum(x, axis=axis, dtype=x.dtype),
     "sort": lambda x, axis: jnp.sort(x, axis=axis),
     "argsort": lambda x, axis: jnp.argsort(x, axis=axis, stable=True).astype(jnp.int32),
+    "cut": _cut,
     "add_at": partial(_join_at, "add"),
     "max_at": partial(_join_at, "max"),
     "take": _take,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from ..ir.graph import Node
 from ..ir.types import FLOATS, TensorType
+from .stablehlo_control import repeat_while
 from .stablehlo_text import Block, Lowering, Value, mlir_type
 
 
@@ -58,6 +60,37 @@ def _argsort(block: Block, node: Node, x: Value) -> Value:
     return sort_indices(block, x, node.params["axis"])
 
 
+def _cut(block: Block, node: Node, x: Value, weights: Value, limit: Value) -> Value:
+    """Found bit by bit, the highest first, in the order of the floats as unsigned integers: 32 sums instead
+    of a sort, which XLA's CPU backend takes some ten times as long for."""
+    axis, word = x.type.rank - 1, x.type.with_dtype("u32")
+    bits = block.call(f"stablehlo.bitcast_convert {x}", (x,), word)
+    sign = block.number(1 << 31, word)
+    is_negative = block.compare("GE", bits, sign)
+    keys = block.select(is_negative, block.same("not", bits), block.same("or", bits, sign))
+    found, bit = block.number(0, limit.type.with_dtype("u32")), block.number(1 << 31, TensorType((), "u32"))
+
+    def going_on(region: Block, carried: Sequence[Value]) -> Value:
+        return region.compare("NE", carried[1], region.number(0, carried[1].type))
+
+    def step(region: Block, carried: Sequence[Value]) -> list[Value]:
+        below, bit = carried
+        higher = region.same("or", below, region.broadcast(bit, below.type.static_shape))
+        lead = range(axis)
+        is_below = region.compare("LT", keys, region.spread(higher, lead, keys.type.static_shape))
+        lighter = region.select(is_below, weights, region.number(0, weights.type))
+        mass = region.reduce(lighter, [axis], "add", 0)
+        chosen = region.select(region.compare("LE", mass, limit), higher, below)
+        return [chosen, region.same("shift_right_logical", bit, region.number(1, bit.type))]
+
+    found = repeat_while(block, node, (found, bit), going_on, step)[0]
+    found = block.same("minimum", found, block.reduce(keys, [axis], "maximum", 0))
+    sign = block.number(1 << 31, found.type)
+    is_positive = block.compare("GE", found, sign)
+    bits = block.select(is_positive, block.same("xor", found, sign), block.same("not", found))
+    return block.call(f"stablehlo.bitcast_convert {bits}", (bits,), node.tensor)
+
+
 def _join_at(join: str) -> Lowering:
     return lambda block, node, x, indices, values: _scatter(block, join, x, indices, values)
 
@@ -88,6 +121,7 @@ ORDER: dict[str, Lowering] = {
     "shift_right": _shift_right,
     "sort": _sort,
     "argsort": _argsort,
+    "cut": _cut,
     "add_at": _join_at("add"),
     "max_at": _join_at("maximum"),
 }

@@ -341,6 +341,13 @@ def argsort(x: Stream, axis: int = -1) -> Stream:
     return emit("argsort", x, axis=_axis(x, axis))
 
 
+def cut(x: Stream, weights: Any, limit: Any) -> Stream:
+    """The largest element along the last axis such that the ``weights`` of all smaller ones sum to at most
+    ``limit``: the tenth best is ``cut(x, ones, size - 10)``."""
+    weight = Stream(as_node(weights))
+    return emit("cut", x, broadcast_to(weight, x.shape), Stream(as_node(limit, weight.dtype)))
+
+
 def add_at(x: Any, indices: Any, values: Any) -> Stream:
     """``x`` with ``values`` added at ``indices`` of its last axis; an index outside is dropped.
 

@@ -297,6 +297,13 @@ def _order_samples() -> list[Sample]:
         Sample("max_at", "i32", (integers(2, 3, 4), index, integers(2, 3, 5))),
         Sample("max_at", "outside", (random(2, 4), outside, random(2, 3))),
     ]
+    wide, shares = random(3, 2, 50, seed=4) * 9, abs(random(3, 2, 50, seed=5))
+    samples += [
+        Sample("cut", "rank", (ties, np.ones_like(ties, np.int32), _array([2, 0, 3], np.int32))),
+        Sample("cut", "everything", (ties, np.ones_like(ties), np.full(3, 9, F32))),
+        Sample("cut", "mass", (wide, shares, shares.sum(-1) * 0.3)),
+        Sample("cut", "one row", (-abs(wide[0, 0]), shares[0, 0], _array(7.3))),
+    ]
     for op in ("sort", "argsort"):
         samples += [
             Sample(op, "ties", (ties,), {"axis": 1}),
@@ -462,6 +469,8 @@ ERRORS: tuple[ErrorSample, ...] = (
     ErrorSample("bitwise_xor", ("f32[2]", "f32[2]"), {}, "takes i64"),
     ErrorSample("sort", ("f32[past]",), {"axis": 0}, "cannot be put in order"),
     ErrorSample("argsort", ("f32[2]",), {"axis": 1}, "has no axis 1"),
+    ErrorSample("cut", ("f64[2]", "f32[2]", "f32[]"), {}, "takes f32"),
+    ErrorSample("cut", ("f32[2]", "f32[2]", "i32[]"), {}, "not the weights and a limit"),
     ErrorSample("add_at", ("f32[2]", "f32[3]", "f32[3]"), {}, "are not indices"),
     ErrorSample("add_at", ("f32[2]", "i32[3]", "f32[4]"), {}, "are not the values at"),
     ErrorSample("take", ("f32[2]", "f32[]"), {"axis": 0}, "indices must be integers"),

@@ -172,6 +172,17 @@ def test_rows_with_settings_of_their_own(shared):
             assert [step.token for step in steps] == expected, (name, case)
 
 
+def test_logits_may_be_narrower_than_f32():
+    def step(token):
+        return {"logits": attention_step(token)["logits"].cast("bf16")}
+
+    wide, narrow = tiny(), tiny(step)
+    settings = {"max_new_tokens": 8, "temperature": 1.0, "seed": 4}
+    assert narrow.generate([3, 5], **settings) == stepped(narrow, [3, 5], **settings)
+    assert len(narrow.beam_search([3, 5], beams=2, max_new_tokens=4)) == 1
+    assert wide.generate([3, 5], max_new_tokens=1) == narrow.generate([3, 5], max_new_tokens=1)
+
+
 def test_a_pace_takes_a_moment_and_no_more():
     pace = Pace(None)
     assert pace.tokens == 1

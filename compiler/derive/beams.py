@@ -10,7 +10,7 @@ from ...ir.types import TensorType
 from ..passes.share import share
 from ..passes.simplify import simplify
 from ..program import STATE_PREFIX, Program
-from .generation import SAMPLING, inlined, inputs_of, prefixed
+from .generation import SAMPLING, as_f32, inlined, inputs_of, prefixed
 from .placed import Maker
 
 
@@ -40,7 +40,7 @@ def derive_beam_step(
     read = inlined(decode.graph, given, "")
     shared = {
         "token": outer[token],
-        "logits": read[logits],
+        "logits": as_f32(Maker(None, "beams"), read[logits]),
         "offset": outer["offset"],
         "length": outer["length"],
     }

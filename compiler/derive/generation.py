@@ -102,7 +102,8 @@ def _step(decode: Program, choose: Program, token: str, logits: str, inside: _No
     active = make("greater", inside[_LEFT], zero, label="active")
     length = make("cast", active, label="length", dtype="i32")
     read = inlined(decode.graph, {**inside, "length": length}, "")
-    shared = {"token": inside[token], "logits": read[logits], "offset": inside["offset"], "length": length}
+    scores = as_f32(make, read[logits])
+    shared = {"token": inside[token], "logits": scores, "offset": inside["offset"], "length": length}
     numbers = {
         node.name: inside[prefixed(node.name)] for node in choose.graph.inputs if node.name not in shared
     }
@@ -126,6 +127,11 @@ def _step(decode: Program, choose: Program, token: str, logits: str, inside: _No
         "tokens": make("subtract", fresh, make.integer(NO_TOKEN), label="emitted"),  # 0 means none
         **{n: node for n, node in chosen.items() if n != "token" and not n.startswith(STATE_PREFIX)},
     }
+
+
+def as_f32(make: Maker, logits: Node) -> Node:
+    """Logits as the choosing program takes them."""
+    return logits if logits.tensor.dtype == "f32" else make("cast", logits, label="logits", dtype="f32")
 
 
 def inlined(graph: Graph, given: Mapping[str, Node], prefix: str) -> _Nodes:

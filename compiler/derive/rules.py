@@ -270,18 +270,29 @@ def _take_rows(rule: Rule, x: Placed, indices: Placed, axis: int) -> Placed:
     return rule.result(node, 2, _join([x]))
 
 
+def _alike(rule: Rule, operands: list[Placed]) -> tuple[list[Node], int]:
+    """The operands with the same leading axes, and how many these are."""
+    lead = max(o.lead for o in operands)
+    leading = (rule.frame.rows, rule.frame.size)[:lead]
+    fitted = []
+    for o in operands:
+        own = o.node.tensor.static_shape[o.lead :]
+        fitted.append(rule.make.broadcast(align(rule.make, o, lead, len(o.shape)), (*leading, *own)))
+    return fitted, lead
+
+
+def cut(rule: Rule, operands: list[Placed]) -> Placed:
+    fitted, lead = _alike(rule, operands)
+    return rule.result(rule.make("cut", *fitted), lead)
+
+
 def join_at(rule: Rule, operands: list[Placed]) -> Placed:
     """Nothing is added at the indices that a position may not see."""
     x, indices, values = operands
     name = rule.node.op.name
     identity = _identity("sum" if name == "add_at" else "max", x.node.tensor.dtype)
     values = hide(rule, values, _ragged(values, range(len(values.shape))), identity)
-    lead = max(o.lead for o in (x, indices, values))
-    leading = (rule.frame.rows, rule.frame.size)[:lead]
-    fitted = []
-    for o in (x, indices, values):
-        own = o.node.tensor.static_shape[o.lead :]
-        fitted.append(rule.make.broadcast(align(rule.make, o, lead, len(o.shape)), (*leading, *own)))
+    fitted, lead = _alike(rule, [x, indices, values])
     return rule.result(rule.make(name, *fitted), lead, x.outside)
 
 
@@ -301,6 +312,7 @@ RULES: dict[str, Vectorise] = {
     "cumulative_sum": along_axis,
     "sort": along_axis,
     "argsort": along_axis,
+    "cut": cut,
     "add_at": join_at,
     "max_at": join_at,
     "take": take,

@@ -40,6 +40,29 @@ def argsort(x: Array, *, axis: int) -> Array:
     return np.argsort(x, axis=axis, kind="stable").astype(np.int32)
 
 
+def _cut_type(x: TensorType, weights: TensorType, limit: TensorType) -> TensorType:
+    if x.dtype != "f32" or not x.rank or is_ragged(x.shape[-1]):
+        raise TypeMismatch(f"takes f32 along an axis, not {x}")
+    if weights.shape != x.shape or limit != weights.with_shape(x.shape[:-1]) or weights.dtype == "bool":
+        raise TypeMismatch(f"{weights} and {limit} are not the weights and a limit for {x}")
+    return limit.with_dtype("f32")
+
+
+def _cut_work(operands: tuple[TensorType, ...], result: ValueType, params: Params) -> Work:
+    return Work(elementwise=32 * operands[0].size)
+
+
+@define(_cut_type, _cut_work)
+def cut(x: Array, weights: Array, limit: Array) -> Array:
+    """[…, V], […, V], […]: the largest element of x such that the weights of all smaller ones sum to at
+    most ``limit``; with weights of 1 that is an element of a given rank"""
+    order = np.argsort(x, axis=-1, kind="stable")
+    ordered, weight = (np.take_along_axis(part, order, axis=-1) for part in (x, weights))
+    wide = weight.astype(np.float64)
+    is_allowed = np.cumsum(wide, axis=-1) - wide <= limit[..., None]
+    return np.max(np.where(is_allowed, ordered, ordered[..., :1]), axis=-1)
+
+
 def _add_type(x: TensorType, indices: TensorType, values: TensorType) -> TensorType:
     if indices.dtype not in INTEGERS or not x.rank or x.dtype == "bool" or is_ragged(x.shape[-1]):
         raise TypeMismatch(f"{indices} are not indices of the last axis of {x}")

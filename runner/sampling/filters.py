@@ -12,13 +12,13 @@ from ...compiler.language import (
     argsort,
     constant,
     cumulative_sum,
+    cut,
     exp,
     feedback,
     log,
     maximum,
     minimum,
     softmax,
-    sort,
     sqrt,
     sum,
     take,
@@ -34,8 +34,13 @@ def _best(scores: Stream, count: int) -> Stream:
     """bool[V]: the ``count`` best tokens, and those that equal the last of them."""
     if count == 1:
         return scores >= largest(scores)
+    return scores >= _ranked(scores, constant(count))
+
+
+def _ranked(scores: Stream, count: Stream) -> Stream:
+    """f32[]: the best score but ``count`` - 1."""
     (size,) = scores.node.tensor.static_shape
-    return scores >= take(sort(scores), constant(max(size - count, 0)))
+    return cut(scores, constant(1), maximum(size - count, 0))
 
 
 @dataclass(frozen=True)
@@ -88,9 +93,7 @@ class TopK(Step):
 
     @staticmethod
     def apply(scores: Stream, moment: Moment, *, k: Stream, keep: int) -> Stream:
-        size = moment.vocabulary
-        last = take(sort(scores), maximum(size - maximum(k, keep), 0))
-        return kept(scores, (k <= 0) | (scores >= last))
+        return kept(scores, (k <= 0) | (scores >= _ranked(scores, maximum(k, keep))))
 
 
 @dataclass(frozen=True)
@@ -103,10 +106,8 @@ class TopP(Step):
 
     @staticmethod
     def apply(scores: Stream, moment: Moment, *, p: Stream, keep: int) -> Stream:
-        ascending = sort(scores)
-        dropped = sum((cumulative_sum(softmax(ascending)) <= 1.0 - p).cast("i32"))
-        last = take(ascending, minimum(dropped, moment.vocabulary - keep))
-        return kept(scores, (p >= 1.0) | (scores >= last))
+        last = cut(scores, softmax(scores), 1.0 - p)
+        return kept(scores, (p >= 1.0) | (scores >= last) | _best(scores, keep))
 
 
 @dataclass(frozen=True)
