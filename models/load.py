@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from ..ir.errors import SystolicError
 from ..ir.graph import Graph, Node, copy_node, make_node
 from ..ir.ops import OPS
 from ..ir.types import FLOATS, TEXT
+from .chat_template import ChatTemplate, Message, read_chat_template
 from .embedded import DEFAULT, embedded_models
 from .families import build, family_of
 from .length import with_text_length
@@ -64,6 +65,18 @@ class Model:
     constraints: Constraints = Constraints()
     source_length: int | None = None
     shortest_like: Callable[[int], int] | None = None
+    chat_template: ChatTemplate | None = None
+
+    def chat_prompt(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """A conversation (``role`` and ``content`` of each message) as the model was trained to read it.
+
+        ``variables`` are given to the template, as ``tools`` are. ``SystolicError`` without a template.
+        """
+        if self.chat_template is None:
+            raise SystolicError(f"{self.name} has no chat template, so it has no form for conversations")
+        return self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
 
     def for_texts_up_to(self, capacity: int) -> Model:
         """The same model, not asking how long a text is where that changes nothing up to ``capacity``."""
@@ -157,6 +170,7 @@ def _generation(config: Config, directory: Path | None) -> dict[str, Any]:
         "add_bos": add_bos,
         "start_id": next((ids[0] for ids in starts if ids), None),
         "sampling": _sampling(files["generation_config.json"]),
+        "chat_template": None if directory is None else read_chat_template(directory),
         "constraints": _constraints(files["generation_config.json"] or config),
     }
 

@@ -36,7 +36,14 @@ from .programs import DerivedPrograms
 
 MANIFEST = "manifest.json"
 FORMAT = 2
-_TEXT_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+_TEXT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 _VERSIONS = ("systolic", "jax", "jaxlib", "numpy")
 
 

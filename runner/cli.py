@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ..ir.errors import SystolicError
+from .commands.chat import chat
 from .commands.check import check
 from .commands.compile import compile_model
 from .commands.cost import cost
@@ -30,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(run)
+app.command()(chat)
 app.command()(check)
 app.command()(graph)
 app.command("compile")(compile_model)

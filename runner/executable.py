@@ -19,10 +19,12 @@ from ..ir.causality import Certificate
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph
 from ..ir.types import DTYPES, FLOATS, TensorType
+from ..models.chat_template import Message
 from ..models.load import Model
 from ..models.spec import Config
 from .batch import Batch
 from .beams import BeamSearch, Hypothesis, beam_search
+from .chat import chat_prompt
 from .generate import Generation, Step, chunk_sizes, prepare_loop, run_rows, unwatched
 from .inputs import Inputs, table_size
 from .lengths import LENGTH_INPUT
@@ -230,6 +232,18 @@ class Executable:
         if self.tokenizer is None:
             raise SystolicError(f"{self.model.name} has no tokenizer, so it cannot stream text; use steps()")
         return (step.text for step in self.steps(prompt, **generation) if step.text)
+
+    def chat(self, messages: Sequence[Message], **generation: Any) -> str:
+        """The model's answer to a conversation: messages with a ``role`` and a ``content``.
+
+        See ``chat_prompt`` for how it is written; ``exe.stream_chat`` yields it piece by piece.
+        """
+        return "".join(self.stream_chat(messages, **unwatched(generation)))
+
+    def stream_chat(self, messages: Sequence[Message], **generation: Any) -> Iterator[str]:
+        """The pieces of such an answer."""
+        prompt = chat_prompt(self, messages)
+        return self.stream(prompt.ids, **prompt.settings(generation))
 
     def generate_batch(self, prompts: Sequence[Prompt | Source], **generation: Any) -> list[list[int]]:
         """The new token ids of each prompt, ``batch`` prompts at a time.

@@ -58,8 +58,9 @@ class Step(NamedTuple):
 class Generation(Sampling):
     """How a text is continued, and how its tokens are chosen (the fields of ``Sampling``).
 
-    ``stop``: strings that end it and are not shown; ``ignore_eos`` goes on behind an end-of-sequence
-    token, and heeds nothing that generation_config.json forces or bans. ``prefix``: what the target of an
+    ``stop``: strings that end it and are not shown; ``stop_tokens``: tokens that do, beside the model's
+    own; ``ignore_eos`` goes on behind an end-of-sequence token, and heeds nothing that
+    generation_config.json forces or bans. ``prefix``: what the target of an
     encoder-decoder begins with behind its start token. ``tokens_per_call`` is how many tokens one call of
     the device makes, at most 64; by default that many where nobody reads along, and otherwise as many as
     take about a twentieth of a second. It changes no token. Raises ``SystolicError`` that names the field.
@@ -67,6 +68,7 @@ class Generation(Sampling):
 
     max_new_tokens: int = 64
     stop: Sequence[str] = ()
+    stop_tokens: Sequence[int] = ()
     ignore_eos: bool = False
     prefix: Sequence[int] = ()
     tokens_per_call: int | None = None
@@ -84,10 +86,12 @@ class Generation(Sampling):
         if not all(isinstance(stop, str) and stop for stop in stops):
             raise SystolicError(f"stop must be strings that are not empty, not {self.stop!r}")
         object.__setattr__(self, "stop", stops)
+        if not all(is_integer(token) and token >= 0 for token in self.stop_tokens):
+            raise SystolicError(f"stop_tokens must be token ids, not {self.stop_tokens!r}")
 
     def end_tokens(self, eos_ids: Sequence[int]) -> tuple[int, ...]:
         """The tokens of a model that end this text."""
-        return () if self.ignore_eos else tuple(eos_ids)
+        return tuple(dict.fromkeys((*self.stop_tokens, *(() if self.ignore_eos else eos_ids))))
 
 
 class Reply:

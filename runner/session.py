@@ -204,6 +204,14 @@ class Session:
         with self._changed:
             return self._set(list(self._executable.prompt_ids(text)))
 
+    def begin(self, prompt: str | Sequence[int]) -> Edit:
+        """Replaces the whole text by a prompt: what follows is new, for penalties that count it."""
+        with self._changed:
+            edit = self.rewrite(prompt)
+            self._prompt_length = len(self._tokens)
+            self._chooser = None
+            return edit
+
     # ---- the row ----
 
     def _ids(self, more: str | Sequence[int], before: Sequence[int]) -> list[int]:

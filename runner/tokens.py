@@ -46,6 +46,18 @@ class Tokenizer:
             return ids if plain[:1] == ids[:1] else ids[1:]
         return ids
 
+    def encode_exactly(self, text: str) -> list[int]:
+        """The ids of a text in which special tokens are written out; none is added."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its text, if there is such a token."""
+        return self._tokenizer.token_to_id(token)
+
+    def decode_exactly(self, ids: Sequence[int]) -> str:
+        """The text of ``ids`` with special tokens written out."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids`` without special tokens; bytes that make no character become U+FFFD."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
