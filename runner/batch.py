@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..backends.interface import Prepared
+from ..compiler.derive.generation import NO_TOKEN
 from ..compiler.derive.moves import PIECE_PREFIX, piece_type, row_type
 from ..ir.errors import SystolicError
 from .lengths import require_one_length
@@ -57,6 +59,11 @@ class Batch:
         self._room = executable.options.source_room if self._source else 0
         self._states: dict[str, Any] = {}
         self._lose()
+
+    @property
+    def room(self) -> int:
+        """How many positions a source can have; 0 without one."""
+        return self._room
 
     @property
     def capacity(self) -> int:
@@ -152,19 +159,37 @@ class Batch:
             block[row, : len(more)] = more
         programs = executable.programs
         program = (programs.verify if everywhere else programs.chunk)(size, self._room)
-        seen = self._counts({i: len(row.tokens) for i, row in enumerate(self.rows)})
-        sources = self._counts({i: len(row.source) for i, row in enumerate(self.rows)})
-        inputs = {executable.inputs.token.name: block, "offset": seen, "length": counts}
-        inputs |= self._ends(sources) if self._source else {}
+        results = self._call(program, {executable.inputs.token.name: block, "length": counts})
+        for row, more in tokens.items():
+            self._advance(row, more)
+        return results[executable.logits_output]
+
+    def make(
+        self, loop: Prepared, numbers: Mapping[str, Any], newest: Mapping[int, int], limits: Mapping[int, int]
+    ) -> dict[int, list[int]]:
+        """One call of a decode loop: up to ``limits`` new tokens for each of some rows, behind its
+        ``newest`` one, which has not been read. No limit may be more than ``allowance``."""
+        executable = self._executable
+        block = self._counts(newest).reshape(-1, 1)
+        inputs = {executable.inputs.token.name: block, "limit": self._counts(limits), **numbers}
+        fetched = executable.backend.fetch(self._call(loop, inputs)["tokens"])
+        made = {row: [int(token) for token in fetched[row] if token != NO_TOKEN] for row in newest}
+        for row, tokens in made.items():
+            self._advance(row, [newest[row], *tokens[:-1]])
+        return made
+
+    def _call(self, program: Prepared, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Runs a program on the states, from where each row is."""
+        inputs["offset"] = self._counts({i: len(row.tokens) for i, row in enumerate(self.rows)})
+        if self._source is not None:
+            inputs |= self._ends(self._counts({i: len(row.source) for i, row in enumerate(self.rows)}))
         try:
-            results, updated = program.run(executable.parameters, inputs, self._states)
+            results, updated = program.run(self._executable.parameters, inputs, self._states)
             self._states |= updated
         except BaseException:  # also Ctrl-C: the states may be used up
             self._lose()
             raise
-        for row, more in tokens.items():
-            self._advance(row, more)
-        return results[executable.logits_output]
+        return results
 
     def fetch(self, logits: Any) -> np.ndarray:
         """Logits as float32 on the host."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .executable import Executable
 
 PROMPT_TOKENS = 32
+TOKENS_PER_CALL = 8
 QUEUE = 256
 PREFIX_BYTES = 256 << 20
 PATIENCE = 64  # steps after which a waiting request counts as one priority higher
@@ -38,12 +39,16 @@ class Slot:
     pending: list[int]
     reply: Reply
     chooser: Chooser
-    is_drawn_on_device: bool = False
+    is_usual: bool = False  # whether its tokens can be chosen on the device
     count: int = 0  # new tokens
 
     @property
     def reads_prompt(self) -> bool:
         return self.count == 0
+
+    @property
+    def draws(self) -> bool:
+        return self.chooser.row.draws
 
     @property
     def text(self) -> list[int]:
@@ -67,9 +72,10 @@ class Scheduler:
 
     A step is one call of a program. It reads the next token of every row that is past its prompt, and at
     most ``prompt_tokens`` (or one for each) of the others' prompts, so that nobody waits long for somebody's
-    long prompt. Of waiting requests the one with the highest priority goes first, then the oldest; waiting
-    for 64 steps counts as one priority more. States of prompts and texts are kept for texts that begin
-    alike, up to ``prefix_bytes``; 0 keeps none.
+    long prompt. While nobody reads a prompt or waits, and all tokens can be chosen on the device, one call
+    makes up to ``tokens_per_call`` tokens for each row. Of waiting requests the one with the highest priority
+    goes first, then the oldest; waiting for 64 steps counts as one priority more. States of prompts and
+    texts are kept for texts that begin alike, up to ``prefix_bytes``; 0 keeps none.
 
     In a ``with`` block a thread takes the steps; otherwise whoever iterates over a request does, or calls
     ``step``. Every program is made here, none later. Each request has the tokens it would have alone:
@@ -81,20 +87,23 @@ class Scheduler:
         executable: Executable,
         *,
         prompt_tokens: int = PROMPT_TOKENS,
+        tokens_per_call: int = TOKENS_PER_CALL,
         queue: int = QUEUE,
         prefix_bytes: int = PREFIX_BYTES,
         checkpoint_every: int | None = None,
     ) -> None:
-        for name, value in (("prompt_tokens", prompt_tokens), ("queue", queue)):
+        numbers = {"prompt_tokens": prompt_tokens, "tokens_per_call": tokens_per_call, "queue": queue}
+        for name, value in numbers.items():
             if value < 1:
                 raise SystolicError(f"{name} must be at least 1, not {value}")
         self.executable = executable
         self.statistics = Statistics()
         self.prompt_tokens = prompt_tokens
+        self.tokens_per_call = tokens_per_call
         self._queue = queue
         self._rows = Batch(executable, checkpoint_every, longest=prompt_tokens)
         self._rows.prepare()
-        self._batch_chooser = BatchChooser(executable)
+        self._batch_chooser = BatchChooser(executable, self._rows)
         self._tree = PrefixTree(executable.undo, prefix_bytes) if prefix_bytes else None
         if executable.inputs.source is not None:
             self._tree = None  # what a prefix is worth depends on the source
@@ -192,6 +201,9 @@ class Scheduler:
             return False
         self._leave_cancelled()
         self._admit()
+        if self._can_run_ahead():
+            self._run_ahead()
+            return True
         tokens = self._plan()
         if not tokens:
             return False
@@ -210,7 +222,7 @@ class Scheduler:
     def _go_on(self, ended: Mapping[int, Slot], logits: Any) -> None:
         """Chooses the next tokens of rows that have read all of their texts: logits [B, 1, V]."""
         drawn: dict[int, int] = {}
-        lengths = {row: len(slot.text) for row, slot in ended.items() if slot.is_drawn_on_device}
+        lengths = {row: len(slot.text) for row, slot in ended.items() if slot.is_usual and slot.draws}
         if lengths:
             drawn = self._batch_chooser.choose(logits, lengths)
         if len(drawn) < len(ended):  # fetching waits for the device: only where something is read
@@ -220,6 +232,33 @@ class Scheduler:
                 self._say(row, partial(slot.chooser.checked, drawn[row], slot.text))
             else:
                 self._say(row, partial(slot.chooser.choose, fetched[row, 0], slot.text))
+
+    def _can_run_ahead(self) -> bool:
+        """Whether nobody is kept waiting, and every token can be chosen on the device."""
+        used = [slot for slot in self._slots if slot is not None]
+        all_go_on = all(slot.is_usual and not slot.reads_prompt for slot in used)
+        return self.tokens_per_call > 1 and bool(used) and all_go_on and not self._waiting
+
+    def _run_ahead(self) -> None:
+        """One call that makes several tokens for each row."""
+        used = {row: slot for row, slot in enumerate(self._slots) if slot is not None}
+        newest = {row: slot.pending[0] for row, slot in used.items()}
+        limits = {
+            row: min(
+                self.tokens_per_call,
+                self._rows.allowance(row),
+                slot.request.generation.max_new_tokens - slot.count,
+                self._rows.capacity - len(self._rows.rows[row].tokens),
+            )
+            for row, slot in used.items()
+        }
+        draws = any(slot.draws for slot in used.values())
+        made = self._batch_chooser.make(newest, limits, draws=draws)
+        self.statistics.steps += 1
+        for at in range(self.tokens_per_call):
+            for row, tokens in made.items():
+                if at < len(tokens) and self._slots[row] is used[row]:  # else a stop string has ended it
+                    self._say(row, partial(used[row].chooser.checked, tokens[at], used[row].text))
 
     def _say(self, row: int, choose: Callable[[], int]) -> None:
         """Goes on with the chosen token of a row."""
@@ -278,8 +317,9 @@ class Scheduler:
             self.statistics.reused_positions += request.reused
         reply = Reply(self.executable, prompt, request.generation)
         chooser = Chooser(self.executable, len(prompt), request.generation)
-        is_drawn = self._batch_chooser.enter(row, chooser.row)
-        self._slots[row] = Slot(request, prompt[request.reused :], reply, chooser, is_drawn)
+        ends = request.generation.end_tokens(self.executable.model.eos_ids)
+        is_usual = self._batch_chooser.enter(row, chooser.row, ends)
+        self._slots[row] = Slot(request, prompt[request.reused :], reply, chooser, is_usual)
 
     def _store(self, row: int) -> None:
         if self._tree is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from functools import cache
 
@@ -186,6 +187,38 @@ def test_a_short_prompt_does_not_wait_for_a_long_one():
         scheduler.step()
     assert scheduler.statistics.steps == 2
     assert not long.is_done
+
+
+def test_one_call_makes_many_tokens_while_nobody_waits():
+    scheduler = new_scheduler(batch=2, tokens_per_call=8)
+    first = scheduler.submit([1], max_new_tokens=33)
+    second = scheduler.submit([2], max_new_tokens=17, temperature=1.5)
+    assert first.result() == alone(attention, (1,), max_new_tokens=33)
+    assert second.result() == alone(attention, (2,), max_new_tokens=17, temperature=1.5)
+    assert scheduler.statistics.steps == 5  # the prompts, and four times eight
+    scheduler.submit([1], max_new_tokens=40)
+    scheduler.submit([1], max_new_tokens=40)
+    scheduler.step()
+    scheduler.submit([3], max_new_tokens=1)  # waits for a row, so all go on token by token
+    tokens = scheduler.statistics.tokens
+    scheduler.step()
+    assert scheduler.statistics.tokens == tokens + 2
+
+
+def test_a_call_that_makes_many_tokens_ends_with_the_text(shared):
+    model = sy.load(shared / "real" / "stories260K")
+    said = sy.compile(model).generate("Once upon a time", max_new_tokens=30)
+    model = dataclasses.replace(model, eos_ids=(said[20],))
+    exe = sy.compile(model, batch=2, capacity=128, chunk=16)
+    scheduler = exe.scheduler()
+    settings_ = [{}, {"stop": ["girl named"]}, {"ignore_eos": True}, {"temperature": 0.9, "stop": [" the"]}]
+    requests = [scheduler.submit("Once upon a time", max_new_tokens=30, **how) for how in settings_]
+    for request, how in zip(requests, settings_, strict=True):
+        steps = list(exe.steps("Once upon a time", max_new_tokens=30, **how))
+        assert request.result() == [step.token for step in steps]
+        assert request.text == "".join(step.text for step in steps)
+        assert request.finish_reason == steps[-1].finish_reason
+    assert {request.finish_reason for request in requests[:3]} == {"eos", "stop", "length"}
 
 
 def test_priorities_and_age():
