@@ -29,10 +29,14 @@ from ..ir.graph import Graph
 from ..ir.time import parse_access
 from ..ir.types import parse_type
 from ..models.load import Model, load
+from .decode_loop import FEWEST_STOPS
 from .executable import Executable
 from .files import new_directory
 from .options import Options
 from .programs import DerivedPrograms
+from .sampling.chain import Row, Structure, structure_of
+from .sampling.filters import Temperature, TopK, TopP
+from .sampling.programs import loop_program
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -84,9 +88,21 @@ def _programs(source: DerivedPrograms, options: Options) -> list[tuple[str, int,
     for length in lengths:
         chunks = [("chunk", source.chunk(size, length or None)) for size in options.chunks]
         sources = [("source", source.source(length)), ("encode", source.encode(length))] if length else []
-        programs += [(kind, length, _named(program, length)) for kind, program in [*chunks, *sources]]
+        loops = [("generate", loop) for loop in _loops(chunks[0][1])]
+        programs += [(kind, length, _named(program, length)) for kind, program in [*chunks, *sources, *loops]]
     programs.append(("score", lengths[-1], source.score(source.score_lengths[-1])))
     return programs
+
+
+def _loops(decode: Program) -> list[Program]:
+    """Decode loops to be used elsewhere: greedy, and with temperature, top-k and top-p. What runs here is
+    made of the decode step and the chain that is asked for."""
+    tokens = [n.name for n in decode.graph.inputs if str(n.type) == f"i32[{decode.rows},1]"]
+    logits = "logits" if "logits" in decode.results else decode.results[0]
+    if len(tokens) != 1 or decode.graph.outputs[logits].tensor.rank != 3:
+        return []  # what is yielded is not one number for each token
+    chains = (Structure(), structure_of([Row((Temperature(), TopK(), TopP()), draws=True)]))
+    return [loop_program(decode, chain, FEWEST_STOPS, (tokens[0], logits)) for chain in chains]
 
 
 def _named(program: Program, source: int) -> Program:

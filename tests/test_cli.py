@@ -296,7 +296,8 @@ def test_a_compiled_directory_holds_everything(compiled):
     assert manifest["options"] == {"batch": 1, "capacity": 96, "chunk": 16, "state": "auto"}
     assert manifest["weights"] is None
     names = [program["name"] for program in manifest["programs"]]
-    assert names == ["decode", "prefill.16", "score.96"]
+    loops = ["generate.greedy", "generate.temperature.top_k.top_p"]
+    assert names == ["decode", "prefill.16", *loops, "score.96"]
     for name in names:
         files = sorted((compiled / "programs").glob(f"{name.replace('.', '_')}.*"))
         assert [file.suffix for file in files] == [".json", ".mlir", ".py", ".stablehlo", ".txt"]
@@ -331,6 +332,37 @@ def test_the_numpy_module_and_the_portable_artifact_run_alone(compiled, case):
     loaded = client.compile_and_load(artifact, devices, options)
     (logits,) = loaded.execute([jax.device_put(argument) for argument in arguments])
     np.testing.assert_allclose(np.asarray(logits)[0], expected, atol=1e-4)
+
+
+def test_the_decode_loop_is_a_module_that_runs_alone(compiled, case):
+    executable = open_executable(str(compiled), "numpy")
+    module = runpy.run_path(str(compiled / "programs" / "generate_greedy.py"))
+    prefill = runpy.run_path(str(compiled / "programs" / "prefill_16.py"))
+    *before, newest = case["prompt_ids"]
+    block = np.array([[*before, *[0] * (16 - len(before))]], np.int32)
+    read = {"token": block, "offset": np.zeros(1, np.int32), "length": np.full(1, len(before), np.int32)}
+    _, states = prefill["run"](executable.parameters, read, executable.fresh_states())
+    loop = {"token": np.array([[newest]], np.int32), "offset": read["length"]}
+    loop |= {"limit": np.full(1, 30, np.int32), "stop": np.full((1, 4), -1, np.int32)}
+    results, _ = module["run"](executable.parameters, loop, states)
+    assert results["tokens"][0, :30].tolist() == case["new_ids"][:30]
+    assert (results["tokens"][0, 30:] == -3).all()
+
+
+def test_run_with_the_steps_of_a_chain(cli, stories, case):
+    common = ("run", stories, "--prompt", case["prompt"], "--max-new-tokens", 12, "--backend", "numpy")
+    report = json.loads(cli(*common, "--logprobs", 2, "--json")[1])
+    assert report["new_ids"] == case["new_ids"][:12]
+    for token, chances in zip(report["new_ids"], report["logprobs"], strict=True):
+        first, second = chances["alternatives"]
+        assert (first["id"], first["logprob"]) == (token, chances["logprob"])
+        assert second["logprob"] < first["logprob"] <= 0
+    options = ("--no-repeat-ngram-size", 1, "--repetition-penalty", 1.2, "--min-p", 0.1)
+    report = json.loads(cli(*common, *options, "--temperature", 0.8, "--json")[1])
+    said = case["prompt_ids"] + report["new_ids"]
+    assert len(set(said)) == len(said)
+    status, _, err = cli(*common, "--min-p", 2)
+    assert (status, "min_p must be a number from 0 to 1" in err) == (2, True)
 
 
 @pytest.mark.parametrize("backend", ["numpy", "xla"])
