@@ -12,6 +12,7 @@ from ...compiler.program import STATE_PREFIX, State
 from ...ir.dumps.model_explorer import node_values, to_model_explorer
 from ...ir.errors import SystolicError
 from ...ir.graph import Graph, Node
+from ...ir.op import Work
 from ..files import write_file
 from ..stages import Stages
 from .page import derived_programs, states_of
@@ -75,8 +76,8 @@ def _measures(graphs: Mapping[str, Graph], states: tuple[State, ...], capacity: 
 
 
 def bytes_moved(node: Node, capacity: int) -> int:
-    """Bytes of the operands and of the value; of a table, only the rows that are taken. Sources move none."""
-    if node.op.kind == "source":
+    """Bytes of the operands and of the value; of a table, only the rows that are taken. A view moves none."""
+    if work_of(node, capacity) in (None, Work()):
         return 0
     own = value_bytes(node.type, capacity)
     read = [value_bytes(source.type, capacity) for source in node.sources]

@@ -53,6 +53,7 @@ function drawBadges(view, pane, heat) {
 }
 
 function percent(part) {
+  if (part && part < 5e-5) return "<0.01%";
   return `${(100 * part).toFixed(part >= 0.0995 ? 0 : part >= 0.00995 ? 1 : 2)}%`;
 }
 

@@ -253,9 +253,10 @@ class Pane {
     const { width, height } = this.svg.getBoundingClientRect(), { x, y } = this.toScreen(view.x, view.y);
     const [w, h] = [view.width * this.camera.zoom, Math.min(view.height * this.camera.zoom, height - 80)];
     const isInSight = x > 8 && y > 8 && x + w < width - 8 && y + h < height - 8;
-    if (isInSight) return;
+    const isLegible = view.open || this.camera.zoom >= 0.7;
+    if (isInSight && isLegible) return;
     if (view.open) return this.frame(view);
-    const zoom = this.camera.zoom < 0.45 ? 0.8 : this.camera.zoom;
+    const zoom = isLegible ? this.camera.zoom : 0.85;
     this.glide({ x: (width - view.width * zoom) / 2 - view.x * zoom, y: (height - view.height * zoom) / 2 - view.y * zoom, zoom });
   }
 

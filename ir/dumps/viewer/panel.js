@@ -95,15 +95,20 @@ class Panel {
     return `<h3>${escape(label)}</h3>${table(rows)}${hint}${kept ? `<h4>remembers</h4><p>${kept}</p>` : ""}${this.costs(nodes, pane)}`;
   }
 
+  /** Costs are those of one position of the graph per token, and of one run of a program. */
+  costOf(pane) {
+    return pane.stage.name === "passes" ? `cost of one position, at the last of ${count(this.viewer.data.capacity)}` : "cost of one run";
+  }
+
   /** Sums of the cost, and the nodes that cost most. */
   costs(nodes, pane) {
     const total = nodes.reduce((all, node) => nodeCost(node).map((value, i) => all[i] + value), [0, 0, 0, 0, 0]);
     const whole = HEATS.map(([, index]) => pane.totalCost(index));
     const rows = HEATS.map(([name, index], i) => [name, costText(total[index], whole[i], index)]);
     const measure = this.viewer.heat ?? 0, most = mostCostly(nodes, measure);
-    const list = most.map(({ node, times, value }) => `<tr><td>${link(node, pane, 2)}${times > 1 ? ` <span class="times">× ${times}</span>` : ""}</td><td class="number">${whole[HEATS.findIndex(([, i]) => i === measure)] ? percent(value / pane.totalCost(measure)) : ""}</td></tr>`);
+    const list = most.map(({ node, times, value }) => `<tr><td>${link(node, pane, 2)}${times > 1 ? ` <span class="times">× ${times}</span>` : ""}</td><td class="number">${whole[HEATS.findIndex(([, i]) => i === measure)] ? escape(percent(value / pane.totalCost(measure))) : ""}</td></tr>`);
     const name = HEATS.find(([, index]) => index === measure)[0];
-    return `<h4>cost of one position, at the last of ${count(this.viewer.data.capacity)}</h4>${table(rows)}${list.length ? `<h4>most ${name}</h4><table>${list.join("")}</table>` : ""}`;
+    return `<h4>${this.costOf(pane)}</h4>${table(rows)}${list.length ? `<h4>most ${name}</h4><table>${list.join("")}</table>` : ""}`;
   }
 
   node(node, pane) {
@@ -116,7 +121,7 @@ class Panel {
       ["stage", pane.stage.title],
       node.scope && ["scope", `<a href="#" data-go="${escape(node.scope)}/" data-in="${pane.stage.name}">${escape(node.scope)}</a>`],
       node.clock && ["clock", escape(node.clock)],
-      ["source line", node.location ? `<code>${escape(node.location)}</code>` : '<span class="muted">made by the compiler</span>'],
+      node.op !== "input" && ["source line", node.location ? `<code>${escape(node.location)}</code>` : '<span class="muted">made by the compiler</span>'],
       node.change && ["this pass", `<span class="chip ${node.change}">${node.change}</span>`],
       ...node.params.map(([key, value]) => [key, `<code>${escape(clip(value, 200))}</code>`]),
     ];
@@ -128,7 +133,7 @@ class Panel {
       ${this.state(node)}
       <h4>reads</h4><ul>${reads.join("") || '<li class="muted">nothing</li>'}${former.join("")}</ul>
       <h4>read by ${users.length ? count(users.length) : ""}</h4><ul>${users.slice(0, 40).join("") || ""}${users.length > 40 ? `<li class="muted">… ${users.length - 40} more</li>` : ""}${node.outputs.map((name) => `<li>output <code>${escape(name)}</code></li>`).join("")}</ul>
-      <h4>cost of one position</h4>${table(costs)}
+      <h4>${this.costOf(pane)}</h4>${table(costs)}
       ${this.elsewhere(node, pane)}
       <h4>depends on</h4>${traced ? this.dependencies(traced, pane) : ""}<button class="small" data-trace="1">${traced ? "hide what reaches it" : "show what reaches it"} <kbd>t</kbd></button>`;
   }
@@ -161,7 +166,7 @@ class Panel {
     const rows = [];
     for (const other of this.viewer.panes.values()) {
       const found = (this.viewer.streams(other.hierarchy).get(streamName(node.name)) || []).filter((each) => each !== node);
-      if (found.length) rows.push([other.stage.title, found.slice(0, 6).map((each) => `${link(each, other)}<br><code>${escape(each.type)}</code>`).join("<br>")]);
+      if (found.length) rows.push([other.stage.title, found.slice(0, 6).map((each) => `${link(each, other)} <span class="muted">${escape(isState(each) ? "state" : each.op)}</span><br><code>${escape(each.type)}</code>`).join("<br>")]);
     }
     return rows.length ? `<h4>the same stream</h4>${table(rows)}` : "";
   }
@@ -220,7 +225,7 @@ class Panel {
 
 /** A node to click on: its short name, or the last `words` of its whole one. */
 function link(node, pane, words = 0) {
-  const text = words ? node.name.split(/\.(?!\d)|\//).slice(-words).join(".") : shortName(node);
+  const text = words ? lastWords(node.name, words) : shortName(node);
   return `<a href="#" data-go="${escape(node.name)}" data-in="${escape(pane.stage.name)}">${escape(text)}</a>`;
 }
 
@@ -238,7 +243,7 @@ function sum(records, key) {
 
 function costText(value, whole, index) {
   const shown = index >= 2 ? bytes(value) : short(value);
-  return `${shown}${whole && value !== whole ? ` <span class="muted">${percent(value / whole)}</span>` : ""}`;
+  return `${shown}${whole && value !== whole ? ` <span class="muted">${escape(percent(value / whole))}</span>` : ""}`;
 }
 
 function arrow([before, after]) {

@@ -49,6 +49,11 @@ function weightLines(node) {
   return weights.map((w) => [{ text: `${w.name.split(".").slice(-2).join(".")} ${w.type.replace(/^\w+/, "")}`, font: "mono", class: "weight", about: w }]);
 }
 
+/** The end of a name; a number stays with the word before it. */
+function lastWords(name, words) {
+  return name.split(/\.(?!\d)|\//).slice(-words).join(".");
+}
+
 function clip(text, length) {
   return text.length > length ? `${text.slice(0, length - 1)}…` : text;
 }
@@ -99,10 +104,11 @@ function summary(nodes, graph) {
 /** [multiply-adds, elementwise operations, bytes read and written, bytes of the value, bytes of state]. */
 function nodeCost(node) {
   if (!node.fullCost) {
-    const [multiplyAdds, elementwise, , value] = node.cost;
+    const [multiplyAdds, elementwise, moved, value] = node.cost;
     const isDeclared = node.op === "parameter" || node.op === "input" || node.op === "constant";
-    const read = isDeclared ? 0 : node.reads.reduce((sum, edge) => sum + (edge.source ? bytesRead(node, edge.source) : 0), 0);
-    node.fullCost = [multiplyAdds, elementwise, isDeclared ? 0 : read + value, isDeclared ? 0 : value, node.stateBytes || 0];
+    const isView = !multiplyAdds && !elementwise && !moved; // nothing is done: no byte is touched
+    const read = isView ? 0 : node.reads.reduce((sum, edge) => sum + (edge.source ? bytesRead(node, edge.source) : 0), 0);
+    node.fullCost = [multiplyAdds, elementwise, isView ? 0 : read + value, isDeclared ? 0 : value, node.stateBytes || 0];
   }
   return node.fullCost;
 }
@@ -128,7 +134,7 @@ class Level {
   port(end, kind, stream) {
     const key = `${end}|${kind}|${stream.id}`;
     if (!this.ports.has(key)) {
-      const text = clip(shortName(stream), 24);
+      const text = clip(end === "top" ? lastWords(stream.name, 2) : shortName(stream), 24);
       const port = { end, kind, stream, text, width: textWidth(text, "mono") + 16, height: PORT_HEIGHT, index: this.items.length, view: this.view };
       this.items.push(port);
       this.ports.set(key, port);

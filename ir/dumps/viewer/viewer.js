@@ -103,6 +103,7 @@ class Viewer {
 
   arrange(anchor = null) {
     const start = performance.now();
+    this.hovered = null; // something else may be under the mouse now
     for (const pane of this.panes.values()) pane.arrange(anchor);
     this.linkPanes();
     document.documentElement.dataset.arranged = (performance.now() - start).toFixed(1);
@@ -243,7 +244,9 @@ class Viewer {
     this.panel.render();
   }
 
+  /** What the mouse is over is marked in all panes; an open box would only be a frame around everything. */
   hover(pane, key) {
+    if (key && pane.byKey.get(key)?.open) key = null;
     if (key === this.hovered) return;
     this.hovered = key;
     for (const each of this.panes.values()) each.mark();
