@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from hypothesis import strategies as st
@@ -20,7 +20,8 @@ WIDTH = 3
 KINDS = (
     "linear", "add", "multiply", "tanh", "delay", "prefix_attention", "window_attention", "window_max",
     "prefix_mean", "distance", "repeat_window", "decay", "self_history", "self_delay",
-    "running_total", "running_maximum", "linear_attention", "outer_products", "log_attention", "two_pasts",
+    "running_total", "running_maximum", "memory", "linear_attention", "outer_products", "log_attention",
+    "two_pasts", "corrected_memory",
 )  # fmt: skip
 steps = st.tuples(st.sampled_from(KINDS), st.integers(0, 7), st.integers(0, 7), st.integers(1, 4))
 Recipe = Sequence[tuple[str, int, int, int]]
@@ -100,6 +101,11 @@ def apply(kind: str, x: sy.Stream, y: sy.Stream, n: int, weight: sy.Stream) -> s
             highest = sy.feedback(sy.zeros((WIDTH,)) - 1e30, clock)
             highest.close(sy.maximum(highest + sy.tanh(x) * 0.1 - 0.2, y))
             return highest * 0.5 + sy.tanh(highest)
+        case "memory":  # large enough to be read in blocks; a decay for each head, or for all
+            fade = sy.sigmoid(x)[:, None, None] if n > 2 else sy.constant(0.5 + 0.1 * n)
+            return memory(x, y, n, lambda before: fade * before)
+        case "corrected_memory":
+            return memory(x, y, n, lambda before: before * sy.sigmoid(y)[:, None, None], corrected=True)
         case "linear_attention":
             keys = sy.history(y, window=n)
             return sy.einsum("p,pd->d", sy.einsum("d,pd->p", x, keys), keys) * 0.1
@@ -114,6 +120,22 @@ def apply(kind: str, x: sy.Stream, y: sy.Stream, n: int, weight: sy.Stream) -> s
             scores = sy.softmax(sy.einsum("pd,qd->pq", left, right))
             return sy.sum(sy.einsum("pq,qd->pd", scores, right), 0) * 0.3
     raise AssertionError(kind)
+
+
+def memory(
+    x: sy.Stream, y: sy.Stream, n: int, fade: Callable[[sy.Stream], sy.Stream], *, corrected: bool = False
+) -> sy.Stream:
+    """What is read of a sum of outer products; with ``n`` odd, also of the sum before this position."""
+    keys = sy.stack([sy.tanh(y), sy.tanh(x), sy.sin(y * x), sy.sin(y)], axis=1) * 0.5
+    values = sy.tanh(sy.concatenate([x, y, x * 0.3, sy.sin(y)]))
+    values = sy.broadcast_to(values, (WIDTH, 4 * WIDTH))
+    before = sy.feedback(sy.zeros((WIDTH, 4, 4 * WIDTH)) + 0.1, str(x.node.clock))
+    faded = fade(before)
+    if corrected:
+        values = sy.sigmoid(x)[:, None] * (values - sy.einsum("hkv,hk->hv", faded, keys))
+    after = before.close(faded + sy.einsum("hk,hv->hkv", keys, values))
+    read = sy.sum(sy.einsum("kh,hkv->hv", sy.transpose(keys), after), 1) * 0.1
+    return read + sy.sum(before * 0.01, (1, 2)) if n % 2 else read
 
 
 def attention(x: sy.Stream, keys: sy.Stream) -> sy.Stream:

@@ -246,6 +246,76 @@ def test_a_linear_recurrence_is_a_scan_and_any_other_a_loop():
     assert not {"loop", "linear_scan"} & (ops_of_chunk(linear, 1) | ops_of_chunk(gated, 1))
 
 
+HEADS, KEY, VALUE = 2, 8, 16
+
+
+def remembering(correct=lambda value, read: value, decay=(HEADS, 1, 1)):
+    """A model that reads a memory of outer products, f32[HEADS, KEY, VALUE]."""
+
+    def model(x):
+        q, k = (x @ sy.parameter(n, (4, HEADS * KEY)) for n in ("wq", "wk"))
+        q, k = sy.tanh(q.reshape(HEADS, KEY)), sy.tanh(k.reshape(HEADS, KEY)) * 0.3
+        v = (x @ sy.parameter("wv", (4, HEADS * VALUE))).reshape(HEADS, VALUE)
+        before = sy.feedback(sy.zeros((HEADS, KEY, VALUE)))
+        faded = sy.sigmoid(sy.parameter("decay", decay) * sy.sum(x)) * before
+        value = correct(v, sy.einsum("hkv,hk->hv", faded, k))
+        after = before.close(faded + sy.einsum("hk,hv->hkv", k, value))
+        return sy.einsum("hkv,hk->hv", after, q)
+
+    return model
+
+
+def loops_and_largest(function) -> tuple[list[int], int]:
+    """The lengths of the loops of a chunk of 32 positions, and how many numbers its largest array has."""
+    graph = sy.trace(function, x="f32[4]")
+    program = derive_chunk(graph, choose_states(graph), rows=1, chunk=32, capacity=32, last=False)
+    loops = [node.params["length"] for node in program.graph if node.op.name == "loop"]
+    arrays = [node.tensor for node in program.graph if node.op.name != "loop"]
+    return loops, max(array.bytes // 4 for array in arrays)
+
+
+def test_a_memory_is_read_in_blocks_without_its_state_at_each_position():
+    state = HEADS * KEY * VALUE
+    loops, largest = loops_and_largest(remembering())
+    assert not loops
+    assert largest < 32 * state / 2
+    # A decay that differs along what is summed leaves nothing but the states.
+    loops, largest = loops_and_largest(remembering(decay=(HEADS, KEY, 1)))
+    assert not loops
+    assert largest == 32 * state
+
+
+def test_a_correction_of_a_memory_is_solved_block_by_block_unless_it_is_not_linear():
+    def linear(value, read):
+        return 0.4 * (value - read)
+
+    state = HEADS * KEY * VALUE
+    loops, largest = loops_and_largest(remembering(linear))
+    assert loops == [32 // 8]
+    assert largest < 32 * state / 2
+    for other in (
+        lambda value, read: value - sy.tanh(read),
+        lambda value, read: value - read * read,
+        lambda value, read: value - sy.arange(VALUE).cast("f32") * read,  # a system for each element
+    ):
+        assert loops_and_largest(remembering(other))[0] == [32]
+
+
+def test_corrections_by_repeated_keys_stay_accurate():
+    """A system whose powers grow beyond all bounds although its solution does not: the same key each time."""
+
+    def model(x):
+        k = sy.constant(np.full((1, 4), 0.5, np.float32))
+        before = sy.feedback(sy.zeros((1, 4, 1024)))
+        value = sy.broadcast_to(sy.sum(x), (1, 1024)) - sy.einsum("hkv,hk->hv", before, k)
+        after = before.close(before + sy.einsum("hk,hv->hkv", k, value))
+        return sy.sum(sy.einsum("hkv,hk->hv", after, k)) / 1024.0
+
+    values = np.random.default_rng(3).normal(size=(1, 64, 4)).astype(np.float32)
+    got = run_at_once(sy.trace(model, x="f32[4]"), values, {})
+    np.testing.assert_allclose(got, values.sum(-1), rtol=1e-4, atol=1e-4)
+
+
 def test_a_thousand_layers_need_no_recursion():
     def model(x):
         for i in range(1000):

@@ -12,7 +12,8 @@ The places are
     joined   the tail of a delayed stream with the chunk behind   [B, steps + n, …]
     tail     the tail after this chunk                            [B, steps, …]
     carry    the newest value of a feedback after this chunk      [B, …]
-    loop     one strongly connected part, run step by step
+    loop     one strongly connected part, run step by step or as a scan
+    blocks   a recurrence of outer products, by blocks of positions
 """
 
 from __future__ import annotations

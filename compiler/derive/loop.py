@@ -8,14 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from ...ir.graph import Graph, Node, make_node
 from ...ir.ops import OPS
 from ...ir.types import TensorType
+from .correction import Correction, find_correction, make_corrected
 from .derivation import Buffers, Derivation, Key, Loop, Steps, zeros
 from .frames import Frame, Slots
+from .memory import (
+    Memory,
+    Reading,
+    find_memory,
+    find_readings,
+    is_read_alone,
+    make_blocks,
+    make_reading,
+)
 from .placed import Maker, Placed, stretch, with_slots
-from .scan import find_recurrence, make_scan
+from .scan import Recurrence, find_recurrence, make_scan
 
 
 @dataclass
@@ -104,10 +115,79 @@ class LoopBody(Derivation):
 class ChunkDerivation(Derivation):
     """A derivation for chunks of any length: what depends on its own past becomes a scan or a loop."""
 
+    @cached_property
+    def recurrences(self) -> Mapping[Node, Recurrence]:
+        """The linear recurrences, by their feedback."""
+        found = {
+            previous: find_recurrence(self, self.cycles[previous])
+            for previous, _ in self.graph.feedback
+            if self.representative(previous) is previous
+        }
+        return {previous: recurrence for previous, recurrence in found.items() if recurrence}
+
+    @cached_property
+    def memories(self) -> Mapping[Node, Memory]:
+        """The recurrences of outer products whose states nothing wants, by their feedback."""
+        found = {previous: correction.memory for previous, correction in self.corrections.items()}
+        for previous, recurrence in self.recurrences.items():
+            memory = find_memory(recurrence)
+            if memory is not None and is_read_alone(self.graph, memory, self.cycles[previous]):
+                found[previous] = memory
+        return found
+
+    @cached_property
+    def corrections(self) -> Mapping[Node, Correction]:
+        """The memories that are corrected by what they hold, by their feedback."""
+        found = {
+            previous: find_correction(self, self.cycles[previous])
+            for previous, _ in self.graph.feedback
+            if self.representative(previous) is previous and previous not in self.recurrences
+        }
+        return {previous: correction for previous, correction in found.items() if correction}
+
+    @cached_property
+    def readings(self) -> Mapping[Node, Reading]:
+        """The contractions that read a memory without its states."""
+        found: dict[Node, Reading] = {}
+        for memory in self.memories.values():
+            found |= find_readings(self.graph, memory)
+        return found
+
+    def make_own(self, node: Node) -> Steps:
+        if self.frame(node).size > 1 and node in self.readings:
+            return (yield from make_reading(self, node, self.readings[node]))
+        return (yield from super().make_own(node))
+
+    def make_last(self, node: Node) -> Steps:
+        """What the next position reads of a recurrence is what the last one made."""
+        previous = self.opening.get(node)
+        if previous is None or self.closed or self.frame(node).size == 1:
+            return (yield from super().make_last(node))
+        carry = yield previous, "carry"
+        shape = carry.node.tensor.static_shape
+        newest = Maker(node, "@last").reshape(carry.node, (shape[0], 1, *shape[1:]))
+        return Placed(newest, 2, node.tensor.shape)
+
+    @cached_property
+    def opening(self) -> Mapping[Node, Node]:
+        """The feedback that each closing stream is read by."""
+        return {value: previous for previous, value in self.graph.feedback}
+
+    def make_blocks(self, previous: Node) -> Steps:
+        if previous in self.corrections:
+            return (yield from make_corrected(self, self.corrections[previous]))
+        return (yield from make_blocks(self, self.memories[previous]))
+
+    def make_carry(self, node: Node) -> Steps:
+        if self.frame(node).size > 1 and node in self.memories:
+            blocks = yield node, "blocks"
+            return Placed(blocks.end.node, 1, node.tensor.shape)
+        return (yield from super().make_carry(node))
+
     def make_loop(self, node: Node) -> Steps:
-        members = self.cycles[node]
-        recurrence = find_recurrence(self, members)
-        return make_loop(self, members) if recurrence is None else make_scan(self, recurrence)
+        if node in self.recurrences:
+            return make_scan(self, self.recurrences[node])
+        return make_loop(self, self.cycles[node])
 
 
 def make_loop(outer: Derivation, members: frozenset[Node]) -> Steps:

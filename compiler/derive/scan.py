@@ -93,7 +93,7 @@ def make_scan(derivation: Derivation, part: Recurrence) -> Steps:
     valid = make.reshape(frame.valid, (*shape[:2], *(1 for _ in own)), "valid")
     factor = make("where", valid, factor, make.constant(part.one, value.dtype), label="decay")
     term = make("where", valid, term, make.constant(part.zero, value.dtype), label="inflow")
-    start = yield from _start(derivation, part.previous)
+    start = yield from start_of(derivation, part.previous)
     join = {} if part.join == "add" else {"join": part.join}
     states = make("linear_scan", factor, term, make.reshape(start, row_shape, "start"), **join)
     before = _shifted(Maker(part.previous), start, states)
@@ -106,7 +106,7 @@ def make_scan(derivation: Derivation, part: Recurrence) -> Steps:
     return Loop(streams, {key: Placed(last, 1, value.shape)})
 
 
-def _start(derivation: Derivation, previous: Node) -> Steps:
+def start_of(derivation: Derivation, previous: Node) -> Steps:
     """[B, 1, …]: the carry, or the initial value for rows that begin at position 0."""
     initial = yield previous.sources[0], "own"
     frame, value, make = derivation.frame(previous), previous.tensor, Maker(previous, "@start")
