@@ -34,7 +34,7 @@ _IMPLEMENTATION = """use_cache cache_implementation output_past n_ctx return_dic
     output_hidden_states torchscript use_bfloat16 chunk_size_feed_forward pretraining_tp
     reorder_and_upcast_attn inference_runner validate_runner_input pre_allocate_kv_cache
     max_batch_size masked_softmax_fusion is_decoder _attn_implementation _attn_implementation_autoset
-    _from_model_config _flash_attn_2_enabled"""
+    _from_model_config _flash_attn_2_enabled mamba_ssm_cache_dtype"""
 _HEADS = """id2label label2id num_labels _num_labels problem_type summary_activation summary_first_dropout
     summary_proj_to_labels summary_type summary_use_proj"""
 _GENERATION = """bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id

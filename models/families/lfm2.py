@@ -28,6 +28,7 @@ class Lfm2(RotaryDecoder):
     })  # fmt: skip
     aliases: ClassVar[dict[str, str]] = {
         "norm_eps": "rms_norm_eps",
+        "conv_L_cache": "convolution_width",
         "block_ff_dim": "intermediate_size",
         "tie_embedding": "tie_word_embeddings",
     }
@@ -42,7 +43,7 @@ class Lfm2(RotaryDecoder):
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = True
     conv_bias: bool = False
-    conv_L_cache: Size = 3  # noqa: N815 (the name in config.json): the width of the convolution
+    convolution_width: Size = 3
     block_multiple_of: Size = 256
     block_ffn_dim_multiplier: float | None = 1.0
     block_auto_adjust_ff_dim: bool = True
@@ -88,7 +89,7 @@ class Lfm2(RotaryDecoder):
         size, bias = self.hidden_size, self.conv_bias
         enter, leave, x = split(linear(x, f"{name}.in_proj", 3 * size, bias=bias), [size] * 3)
         convolved = depthwise_convolution(
-            (enter * x).named("inner"), f"{name}.conv", self.conv_L_cache, bias=bias
+            (enter * x).named("inner"), f"{name}.conv", self.convolution_width, bias=bias
         )
         return linear(leave * convolved, f"{name}.out_proj", size, bias=bias)
 

@@ -29,7 +29,7 @@ class NemotronH:
     harmless: ClassVar[frozenset[str]] = frozenset({
         "time_step_min", "time_step_max", "time_step_floor", "mamba_dt_min", "mamba_dt_max",
         "mamba_dt_init_floor", "rescale_prenorm_residual", "residual_in_fp32", "chunk_size",
-        "mamba_chunk_size", "use_mamba_kernels", "mamba_ssm_cache_dtype", "num_logits_to_keep",
+        "mamba_chunk_size", "use_mamba_kernels", "num_logits_to_keep",
         "num_nextn_predict_layers", "mtp_layers_block_type", "mtp_hybrid_override_pattern",
         "num_hidden_layers", "n_shared_experts", "moe_shared_expert_overlap", "attention_bias",
         "mamba_proj_bias", "attention_head_dim", "tie_word_embeddings", "expand", "mamba_expand",

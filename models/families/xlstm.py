@@ -103,7 +103,8 @@ class Xlstm:
     def mix(self, x: Stream, name: str) -> Stream:
         q, k, v, leave, enter, stay = self.projections(x, name)
         heads = self.num_heads
-        q, k, v = (part.reshape(heads, part.shape[0] // heads) for part in (q, k, v))
+        q, k = (part.reshape(heads, self.key_width // heads) for part in (q, k))
+        v = v.reshape(heads, self.value_width // heads)
         enter, stay = soft_cap(enter, self.gate_soft_cap), soft_cap(stay, self.gate_soft_cap)
         mixed = standardize(self.remember(q, k, v, enter, stay), self.norm_eps).reshape(self.value_width)
         mixed = sigmoid(leave) * self.weighted(mixed, f"{name}.multihead_norm")
