@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from ..ir.graph import Node
 from .stablehlo_control import COUNTER, advanced, divided, dynamic_slice, dynamic_update, repeat_while, times
 from .stablehlo_order import sort_elements, sort_indices
-from .stablehlo_text import Block, Value, mlir_type
+from .stablehlo_text import Block, Value, mlir_type, mlir_types
 
 PART_BYTES = 1 << 20  # of a matrix, read in one step
 _LARGEST_BLOCK = 128  # rows
@@ -163,6 +163,20 @@ def _with_padding(block: Block, x: Value, height: int) -> Value:
     return block.call(f"stablehlo.concatenate {x}, {padding}, dim = 0", (x, padding), type_)
 
 
+def part_of_matrix(
+    block: Block, stack: Value, at: Sequence[Value | int], sizes: tuple[int, int], dtype: str
+) -> Value:
+    """Part of one matrix of a stack, from ``at`` on, as ``dtype``."""
+    if stack.type.dtype == "bf16":
+        # XLA's CPU backend slices bf16 by converting all of it, and does that before the loop, unless it
+        # seems to differ from step to step: then the conversion is fused into the slice.
+        first = next(start for start in at if isinstance(start, Value))
+        types = (stack.type, first.type)
+        text = f"stablehlo.optimization_barrier {stack}, {first} : {mlir_types((stack, first))}"
+        stack = block.emit_many(text, types)[0]
+    return block.convert(block.reshape(dynamic_slice(block, stack, at, (1, *sizes)), sizes), dtype)
+
+
 # ---- products ----
 
 Place = tuple[Value, Value, int]  # a block: its matrix, its first row, how many rows
@@ -175,8 +189,7 @@ def _columns(region: Block, y: Value, x: Value, weights: Value, place: Place, pa
     _, n, d = weights.type.static_shape
     last = region.number(n - width, COUNTER)
     start = region.same("minimum", times(region, number, width), last)
-    columns = region.reshape(dynamic_slice(region, weights, [matrix, start, 0], [1, width, d]), (width, d))
-    columns = region.convert(columns, x.type.dtype)
+    columns = part_of_matrix(region, weights, [matrix, start, 0], (width, d), x.type.dtype)
     rows = dynamic_slice(region, x, [row, 0], [height, d])
     text = f"stablehlo.dot_general {rows}, {columns}, contracting_dims = [1] x [1]"
     product = region.call(text, (rows, columns), x.type.with_shape((height, width)))
@@ -188,8 +201,7 @@ def _summands(region: Block, y: Value, x: Value, weights: Value, place: Place, p
     (matrix, row, height), (number, width) = place, part
     n = weights.type.static_shape[2]
     start = times(region, number, width)
-    summands = region.reshape(dynamic_slice(region, weights, [matrix, start, 0], [1, width, n]), (width, n))
-    summands = region.convert(summands, x.type.dtype)
+    summands = part_of_matrix(region, weights, [matrix, start, 0], (width, n), x.type.dtype)
     rows = dynamic_slice(region, x, [row, start], [height, width])
     text = f"stablehlo.dot_general {rows}, {summands}, contracting_dims = [1] x [0]"
     product = region.call(text, (rows, summands), x.type.with_shape((height, n)))

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from ..ir.graph import Node
 from ..ir.types import TensorType
 from .stablehlo_control import COUNTER, advanced, divided, dynamic_slice, dynamic_update, repeat_while, times
-from .stablehlo_grouped import PART_BYTES, divisor, is_inside, multiply_by_blocks
+from .stablehlo_grouped import PART_BYTES, divisor, is_inside, multiply_by_blocks, part_of_matrix
 from .stablehlo_order import sort_indices
 from .stablehlo_text import Block, Lowering, Value
 
@@ -94,9 +94,8 @@ def _product_of_row(
     """A part of a row [w] times that part of the matrix that it meets: [n]."""
     (width,) = row.type.static_shape
     n = weights.type.static_shape[1 + axes.index("n")]
-    at, sizes = ([chosen, 0, start], [1, n, width]) if axes == "nd" else ([chosen, start, 0], [1, width, n])
-    matrix = region.reshape(dynamic_slice(region, weights, at, sizes), sizes[1:])  # type: ignore[arg-type]
-    matrix = region.convert(matrix, row.type.dtype)
+    at, sizes = ([chosen, 0, start], (n, width)) if axes == "nd" else ([chosen, start, 0], (width, n))
+    matrix = part_of_matrix(region, weights, at, sizes, row.type.dtype)  # type: ignore[arg-type]
     if axes == "nd":
         matrix = region.transpose(matrix, (1, 0))  # the form that is fused: see above
     text = f"stablehlo.dot_general {row}, {matrix}, contracting_dims = [0] x [0]"

@@ -39,7 +39,6 @@ class Routing(NamedTuple):
 def choose(scores: Stream, k: int, *, by: Stream | None = None) -> Routing:
     """The ``k`` experts with the best scores, or the best of ``by`` [E]; their scores are the shares."""
     best, chosen = top_k(scores if by is None else by, k)
-    chosen = chosen.named("chosen")
     return Routing(chosen, best if by is None else take(scores, chosen))
 
 

@@ -20,18 +20,22 @@ from systolic.ir.evaluate import evaluate
 from systolic.ir.graph import Graph
 from systolic.ir.interpret import interpret
 from systolic.models.experts import routed_mlp, router_logits, softmax_routing
+from systolic.models.load import keep_weights_as
 
 WIDTH, HIDDEN = 6, 5
 
 
-def mixture(experts: int, k: int, width: int = WIDTH, hidden: int = HIDDEN) -> Graph:
-    """One layer: f32[width] through the best ``k`` of ``experts`` gated MLPs, as it is compiled."""
+def mixture(experts: int, k: int, width: int = WIDTH, hidden: int = HIDDEN, dtype: str = "f32") -> Graph:
+    """One layer: f32[width] through the best ``k`` of ``experts`` gated MLPs, as it is compiled.
+
+    ``dtype`` is how the weights are kept.
+    """
 
     def step(x):
         routing = softmax_routing(router_logits(x, "gate", experts), k, normalise=False)
         return routed_mlp(x, "experts", routing, experts=experts, width=hidden, act="silu")
 
-    return run_passes(sy.trace(step, x=f"f32[{width}]"))[-1].graph
+    return run_passes(keep_weights_as(sy.trace(step, x=f"f32[{width}]"), dtype))[-1].graph
 
 
 def weights_of(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
@@ -198,11 +202,14 @@ def test_xla_copies_neither_all_experts_nor_one_for_each_position(tmp_path, chun
     assert text.count(" sort(") <= 2  # the order of a layer is found once for its three products
 
 
-def test_decoding_reads_the_matrices_in_place(tmp_path):
-    graph = mixture(experts=32, k=4, width=512, hidden=384)
-    program = derive_chunk(graph, choose_states(graph), rows=1, chunk=1, capacity=8, last=False)
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize(("chunk", "copied"), [(1, 0), (16, 1)])
+def test_matrices_are_read_one_at_a_time_and_in_place_while_decoding(tmp_path, dtype, chunk, copied):
+    graph = mixture(experts=32, k=4, width=512, hidden=384, dtype=dtype)
+    program = derive_chunk(graph, choose_states(graph), rows=1, chunk=chunk, capacity=16, last=False)
     memory = XlaBackend("cpu", tmp_path).prepare(program).memory
-    assert memory.temp_size_in_bytes < 512 * 384  # bytes: not even one matrix of f32 is copied
+    activations = 4 * 2 * (chunk * 4 + 128) * (512 + 384)
+    assert memory.temp_size_in_bytes < 512 * 384 * (1 + 4 * copied) + copied * activations  # bytes
 
 
 def test_emitted_numpy_loops_over_the_experts_that_occur():
