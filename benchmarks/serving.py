@@ -73,7 +73,7 @@ def measure_load(model: sy.Model, options: argparse.Namespace, prompt_tokens: in
             scheduler.submit(background[:8], max_new_tokens=options.capacity, seed=seed, **settings)
             for seed in range(options.batch - 1)
         ]
-        between = _gaps(scheduler, others[0], lambda other=others[0]: len(other.tokens) < 16)
+        between = _gaps(scheduler, others[0], lambda other=others[0]: len(other.tokens) < 64)
         request = scheduler.submit(prompt, max_new_tokens=1, **settings)
         gaps = _gaps(scheduler, others[0], lambda new=request: not new.is_done)
         for other in others:
@@ -82,7 +82,7 @@ def measure_load(model: sy.Model, options: argparse.Namespace, prompt_tokens: in
         found["alone"].append(1e3 * _first_token(alone))
         found["first token"].append(1e3 * _first_token(request))
         found["pause"].append(1e3 * max(gaps))
-        found["between tokens"].append(1e3 * float(np.median(between[4:])))
+        found["between tokens"].append(1e3 * float(np.median(between[2:])))
     return found
 
 
@@ -91,13 +91,13 @@ def _first_token(request: Any) -> float:
 
 
 def _gaps(scheduler: sy.Scheduler, other: Any, goes_on: Any) -> list[float]:
-    """Seconds between the tokens of ``other`` while steps are taken."""
+    """Seconds per token of ``other``, call by call, while steps are taken."""
     gaps, last = [], time.perf_counter()
     while goes_on():
         count = len(other.tokens)
         scheduler.step()
         if len(other.tokens) > count:
-            gaps.append(time.perf_counter() - last)
+            gaps.append((time.perf_counter() - last) / (len(other.tokens) - count))
             last = time.perf_counter()
     return gaps
 

@@ -31,6 +31,10 @@ class Chooser:
         executable = self._executable
         return HostSampler(self.row, executable.logit_count, executable.options.capacity)
 
+    def prepare(self) -> None:
+        """Makes what choosing takes now."""
+        _ = self._sampler
+
     def choose(
         self, logits: np.ndarray, tokens: Sequence[int], banned: Collection[int] = (), attempt: int = 0
     ) -> int:

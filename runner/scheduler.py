@@ -31,11 +31,21 @@ class QueueFull(SystolicError):
     """No room for another waiting request."""
 
 
-@dataclass
-class Slot:
-    """A row in use: what it has still to read, and what it has said."""
+@dataclass(frozen=True, eq=False)
+class Waiting:
+    """A request that has no row yet, and the step at which it came."""
 
     request: Request
+    chooser: Chooser
+    since: int
+
+
+@dataclass
+class Slot:
+    """A row in use: its text so far, and what of it is still to be read."""
+
+    request: Request
+    text: list[int]
     pending: list[int]
     reply: Reply
     chooser: Chooser
@@ -49,11 +59,6 @@ class Slot:
     @property
     def draws(self) -> bool:
         return self.chooser.row.draws
-
-    @property
-    def text(self) -> list[int]:
-        """All tokens so far."""
-        return [*self.request.prompt, *self.request.tokens]
 
 
 @dataclass
@@ -108,7 +113,7 @@ class Scheduler:
         if executable.inputs.source is not None:
             self._tree = None  # what a prefix is worth depends on the source
         self._slots: list[Slot | None] = [None] * executable.options.batch
-        self._waiting: list[tuple[Request, int]] = []  # with the step at which it came
+        self._waiting: list[Waiting] = []
         self._stepping = threading.Lock()
         self._news = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -126,6 +131,8 @@ class Scheduler:
         settings = Generation(**generation)
         source, ids = self.executable.prompt_of(prompt, settings)
         request = Request(self, ids, source, settings, priority)
+        chooser = Chooser(self.executable, len(ids), settings)
+        chooser.prepare()  # by the caller's thread, so that no other request waits for it
         with self._news:
             if self._error is not None or self._closing is not None:
                 raise SystolicError(f"the scheduler is closed: {self._error or 'close() was called'}")
@@ -134,7 +141,7 @@ class Scheduler:
                 return request
             if len(self._waiting) >= self._queue:
                 raise QueueFull(f"{self._queue} requests wait already; try again later")
-            self._waiting.append((request, self.statistics.steps))
+            self._waiting.append(Waiting(request, chooser, self.statistics.steps))
             self._news.notify_all()
         return request
 
@@ -275,6 +282,7 @@ class Scheduler:
             self._store(row)
         slot.count += 1
         slot.pending = [token]
+        slot.text.append(token)
         self.statistics.tokens += 1
         slot.request.push(step)
         if step.finish_reason is not None:
@@ -303,23 +311,22 @@ class Scheduler:
                     return
                 best = max(self._waiting, key=self._urgency)
                 self._waiting.remove(best)
-            self._enter(free.pop(0), best[0])
+            self._enter(free.pop(0), best.request, best.chooser)
 
-    def _urgency(self, waiting: tuple[Request, int]) -> tuple[int, int]:
-        request, since = waiting
-        return request.priority + (self.statistics.steps - since) // PATIENCE, -since
+    def _urgency(self, waiting: Waiting) -> tuple[int, int]:
+        age = self.statistics.steps - waiting.since
+        return waiting.request.priority + age // PATIENCE, age
 
-    def _enter(self, row: int, request: Request) -> None:
+    def _enter(self, row: int, request: Request, chooser: Chooser) -> None:
         self._rows.begin(row, request.source)
         prompt = list(request.prompt)
         if self._tree is not None:
             request.reused = self._tree.restore(self._rows, row, prompt[:-1])
             self.statistics.reused_positions += request.reused
         reply = Reply(self.executable, prompt, request.generation)
-        chooser = Chooser(self.executable, len(prompt), request.generation)
         ends = request.generation.end_tokens(self.executable.model.eos_ids)
         is_usual = self._batch_chooser.enter(row, chooser.row, ends)
-        self._slots[row] = Slot(request, prompt[request.reused :], reply, chooser, is_usual)
+        self._slots[row] = Slot(request, prompt, prompt[request.reused :], reply, chooser, is_usual)
 
     def _store(self, row: int) -> None:
         if self._tree is not None:
@@ -337,10 +344,10 @@ class Scheduler:
                 slot.request.finish("cancelled")
                 self._leave(row, "cancelled")
         with self._news:
-            gone = [entry for entry in self._waiting if everything or entry[0].is_cancelled]
+            gone = [entry for entry in self._waiting if everything or entry.request.is_cancelled]
             self._waiting = [entry for entry in self._waiting if entry not in gone]
-        for request, _ in gone:
-            request.finish("cancelled")
+        for entry in gone:
+            entry.request.finish("cancelled")
 
     def _slot(self, row: int) -> Slot:
         slot = self._slots[row]
@@ -373,7 +380,7 @@ class Scheduler:
         """The states are lost: no request can go on."""
         with self._news:
             self._error = error
-            requests = [request for request, _ in self._waiting]
+            requests = [entry.request for entry in self._waiting]
             self._waiting = []
         requests += [slot.request for slot in self._slots if slot is not None]
         self._slots = [None] * len(self._slots)
