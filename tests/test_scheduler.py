@@ -321,8 +321,7 @@ def test_asyncio_reads_many_requests():
 
     for n, said in enumerate(asyncio.run(ask_all()), start=1):
         expected = alone(attention, text_of(n), max_new_tokens=20)
-        assert said == expected if n != 3 else 4 <= len(said) < 20
-        assert said == expected[: len(said)]
+        assert said == (expected if n != 3 else expected[: len(said)])  # which may have been said by then
 
 
 def test_asyncio_needs_a_running_scheduler():
