@@ -7,10 +7,12 @@ memory. There is one lowering for each op: ``LOWERINGS``, keyed by op name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from ..compiler.program import Program
-from ..ir.graph import Node
+from ..ir.graph import Graph, Node
+from .native.build import Kernels
+from .native.selection import Selected, needed_nodes, select
 from .stablehlo_control import COUNTER, dynamic_slice, dynamic_update, repeat_while
 from .stablehlo_elementwise import ELEMENTWISE
 from .stablehlo_linear import LINEAR
@@ -29,15 +31,18 @@ from .stablehlo_text import (
 )
 
 
-def emit_stablehlo(program: Program) -> str:
-    """The program as an MLIR module in text form; the same program always gives the same text."""
+def emit_stablehlo(program: Program, kernels: Kernels | None = None) -> str:
+    """The program as an MLIR module in text form; the same program always gives the same text.
+
+    With ``kernels`` it calls them where they are faster, and runs only where they are registered.
+    """
     graph, names = program.graph, Names()
     arguments = {
         node.name: Value(names.unique(identifier(node.name)), node.tensor)
         for node in (*graph.parameters, *graph.inputs)
     }
-    block = Block("    ", arguments, names)
-    values = lower_nodes(block, graph.nodes)
+    block = Block("    ", arguments, names, kernels)
+    values = lower_nodes(block, graph)
     block.leave("return", [values[node] for node in graph.outputs.values()])  # type: ignore[misc]
     module = identifier(program.name).replace("%", "@")
     return f"module {module} {{\n{_signature(program, arguments)}\n{block.text}\n  }}\n}}\n"
@@ -58,13 +63,16 @@ def _signature(program: Program, arguments: dict[str, Value]) -> str:
     return f"  func.func public @main(\n{joined[0]}\n  ) -> (\n{joined[1]}\n  ) {{"
 
 
-def lower_nodes(block: Block, nodes: Iterable[Node]) -> dict[Node, Results]:
-    """Writes the nodes, given in topological order, into the block; the values of all of them."""
+def lower_nodes(block: Block, graph: Graph) -> dict[Node, Results]:
+    """Writes the nodes of a graph into the block; the values of all that its outputs need."""
     values: dict[Node, Results] = {}
-    for node in nodes:
+    outputs, nodes = list(graph.outputs.values()), list(graph.nodes)
+    chosen = select(nodes, outputs, block.kernels) if block.kernels else {}
+    for node in needed_nodes(nodes, outputs, chosen) if chosen else nodes:
         block.begin(node)
-        operands = [values[source] for source in node.sources]
-        values[node] = block.finish(LOWERINGS[node.op.name](block, node, *operands))
+        selected = chosen.get(node, Selected(node.sources, LOWERINGS[node.op.name]))
+        operands = [values[source] for source in selected.operands]
+        values[node] = block.finish(selected.lower(block, node, *operands))
     return values
 
 
@@ -119,7 +127,7 @@ def _step(region: Block, node: Node, inside: Sequence[Value]) -> list[Value]:
     }
     following = region.same("add", i, region.number(1, i.type))
     region.finish(())
-    values = lower_nodes(region, body.nodes)
+    values = lower_nodes(region, body)
     results: list[Value] = [values[output] for output in body.outputs.values()]  # type: ignore[misc]
     region.begin(node)
     joined = zip(inside[len(arguments) + 1 :], results[carries:], strict=True)

@@ -10,12 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..ir.graph import Node
 from ..ir.ops.elementwise import broadcast_shapes
 from ..ir.types import DTYPES, FLOATS, TensorType
+
+if TYPE_CHECKING:
+    from .native import Kernels
 
 ELEMENT_TYPES = {
     **{name: name for name in DTYPES},
@@ -134,6 +138,7 @@ class Block:
     indent: str
     arguments: Mapping[str, Value]
     names: Names
+    kernels: Kernels | None = None  # compute some nodes, where there are any
     lines: list[str] = field(default_factory=list)
     _pending: list[tuple[str, str]] = field(default_factory=list)  # names and operations of this node
     _base: str = "%v"
@@ -160,7 +165,7 @@ class Block:
 
     def nested(self) -> Block:
         """An empty region inside this one."""
-        return Block(self.indent + "    ", {}, self.names)
+        return Block(self.indent + "    ", {}, self.names, self.kernels)
 
     def leave(self, operation: str, values: Sequence[Value]) -> None:
         """The last line: what the region or function yields."""

@@ -24,6 +24,7 @@ from ..compiler.program import STATE_PREFIX, Program
 from ..ir.errors import SystolicError
 from ..ir.types import DTYPES
 from .interface import Arrays
+from .native import load_kernels
 from .stablehlo import emit_stablehlo
 
 PORTABLE_VERSION = "1.1.0"  # of StableHLO: the first that can scatter into rows side by side
@@ -93,23 +94,28 @@ class XlaProgram:
 class XlaBackend:
     """XLA on one device: the first of ``platform`` (``cpu``, ``gpu``, ``tpu``), or of jax's default.
 
+    On a CPU, ``native`` kernels compute what they are faster at, where a C++ compiler can build them.
     Compiled programs are kept in ``cache_directory`` (None is the user's cache directory) and are found
     again by their text, the release of jaxlib and the kind of machine.
     """
 
     name = "xla"
 
-    def __init__(self, platform: str | None = None, cache_directory: Path | None = None) -> None:
+    def __init__(
+        self, platform: str | None = None, cache_directory: Path | None = None, *, native: bool = True
+    ) -> None:
         try:
             self._client = get_backend(platform)
         except RuntimeError as error:
             raise SystolicError(f"jax has no platform {platform!r} on this machine: {error}") from None
         self.device = self._client.local_devices()[0]
         self.cache_directory = default_cache_directory() if cache_directory is None else cache_directory
+        is_native = native and self._client.platform == "cpu"
+        self.kernels = load_kernels(self.cache_directory, processor()) if is_native else None
 
     def prepare(self, program: Program) -> XlaProgram:
         """Emits and compiles the program, or loads what an earlier process compiled."""
-        text = emit_stablehlo(program)
+        text = emit_stablehlo(program, self.kernels)
         return XlaProgram(program, text, self.compile(text), self)
 
     def place(self, array: np.ndarray) -> Any:

@@ -1,0 +1,80 @@
+"""Builds ``kernels.cc`` with the machine's C++ compiler, once, and registers it with XLA.
+
+Without a compiler there are no kernels, and programs run in plain StableHLO with the same results up to
+rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+SOURCE = Path(__file__).with_name("kernels.cc")
+COMPILERS = ("g++", "clang++", "c++")
+# Numbers are rounded as written; only traps and errno, which nothing reads, are given up.
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-w",
+    "-fPIC",
+    "-shared",
+)
+NAMES = ("project", "project_scaled", "attend")
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Registered kernels. ``version`` is a part of their names, so that a compiled program which was kept
+    can never call another version than the one it was made for."""
+
+    version: str
+
+    def target(self, name: str) -> str:
+        """What StableHLO calls the kernel ``name``."""
+        return f"systolic_{name}_{self.version}"
+
+
+def load_kernels(directory: Path, processor: str) -> Kernels | None:
+    """The kernels for this ``processor``, from ``directory`` or built into it; None where that fails."""
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        return None
+    key = "\n".join((SOURCE.read_text(encoding="utf-8"), jax.__version__, compiler, *FLAGS, processor))
+    kernels = Kernels(hashlib.sha256(key.encode()).hexdigest()[:12])
+    library = directory / f"kernels-{kernels.version}.so"
+    if not library.exists() and not _build(compiler, library):
+        return None
+    try:
+        loaded = ctypes.CDLL(str(library))
+        for name in NAMES:
+            handler = jax.ffi.pycapsule(getattr(loaded, f"systolic_{name}"))
+            jax.ffi.register_ffi_target(kernels.target(name), handler, platform="cpu", api_version=1)
+    except (OSError, AttributeError):
+        return None
+    return kernels
+
+
+def _build(compiler: str, library: Path) -> bool:
+    """Writes the library whole or not at all; whether that worked."""
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            built = Path(folder) / library.name
+            command = [compiler, *FLAGS, "-I", jax.ffi.include_dir(), str(SOURCE), "-o", str(built)]
+            if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+                return False
+            os.replace(built, library)
+    except OSError:
+        return False
+    return True

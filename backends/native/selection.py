@@ -1,0 +1,197 @@
+"""Which nodes of a program the native kernels compute: matmuls of a few rows, and attention.
+
+Attention is found by its shape, whatever model it is from: scores of queries with a state, scaled, maybe
+bounded, hidden by a mask, normalised, and mixed with another state. Its kernel reads only what the mask lets
+a position see, so that time depends on how much of a state is used and not on its capacity.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...ir.graph import Node
+from ...ir.ops.linear import split_subscripts
+from ...ir.types import TensorType
+from ..stablehlo_text import Block, Value
+from .build import Kernels
+
+MOST_ROWS = 8  # of a matmul: beyond it, XLA's own matrix kernels are faster
+LEAST_WEIGHTS = 1 << 12  # elements: below it, a call costs more than it saves
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A node that a kernel computes, and from what."""
+
+    operands: tuple[Node, ...]
+    lower: Callable[..., Value]
+
+
+def select(nodes: Sequence[Node], outputs: Iterable[Node], kernels: Kernels) -> dict[Node, Selected]:
+    """The nodes that kernels compute. What only they needed need not be computed any more."""
+    users: dict[Node, list[Node]] = {}
+    for node in nodes:
+        for source in dict.fromkeys(node.sources):
+            users.setdefault(source, []).append(node)
+    shown = set(outputs)
+    chosen: dict[Node, Selected] = {}
+    for node in nodes:
+        if node.op.name == "contraction":
+            found = _attention(node, users, shown, kernels) or _projection(node, kernels)
+            if found is not None:
+                chosen[node] = found
+    return chosen
+
+
+def needed_nodes(
+    nodes: Sequence[Node], outputs: Iterable[Node], chosen: Mapping[Node, Selected]
+) -> list[Node]:
+    """The nodes that outputs need when the chosen ones are computed by kernels, in their order."""
+    needed = set(outputs)
+    for node in reversed(nodes):
+        if node in needed:
+            needed.update(chosen[node].operands if node in chosen else node.sources)
+    return [node for node in nodes if node in needed or node.op.kind == "source"]
+
+
+# ---- projections ----
+
+
+def _projection(node: Node, kernels: Kernels) -> Selected | None:
+    """y[..., n] = sum over d of x[..., d] · w[n, d], for a few x."""
+    x_term, w_term, result = split_subscripts(node.params["subscripts"])
+    x, w = node.sources
+    if len(w_term) != 2 or w_term[1] != x_term[-1:] or result != x_term[:-1] + w_term[0]:
+        return None
+    rows = math.prod(x.tensor.static_shape[:-1])
+    if rows > MOST_ROWS or w.tensor.size < LEAST_WEIGHTS or x.tensor.dtype != "f32":
+        return None
+
+    def lower(block: Block, node: Node, x: Value, w: Value) -> Value:
+        return _call(block, kernels.target("project"), (x, w), node.tensor, "")
+
+    return Selected((x, w), lower)
+
+
+# ---- attention ----
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Softmax of scores: the product that they are made from, the mask, and what is done in between."""
+
+    product: Node
+    mask: Node
+    scale: float
+    cap: float
+
+
+def _attention(
+    mix: Node, users: Mapping[Node, list[Node]], shown: set[Node], kernels: Kernels
+) -> Selected | None:
+    probabilities, values = mix.sources
+    scores = _scores(probabilities, users, shown)
+    if scores is None:
+        return None
+    q, keys = scores.product.sources
+    q_term, k_term, s_term = split_subscripts(scores.product.params["subscripts"])
+    p_term, v_term, o_term = split_subscripts(mix.params["subscripts"])
+    past, heads = k_term[-2:-1], k_term[1:-2]
+    group = q_term[2 + len(heads) : -1]
+    fits = (
+        len(k_term) >= 3
+        and q_term == q_term[:2] + heads + group + k_term[-1]
+        and k_term[0] == q_term[0]
+        and s_term == q_term[:-1] + past
+        and len(v_term) == len(k_term)
+        and p_term[-1] == v_term[-2]
+        and v_term[1:-2] == p_term[2 : 2 + len(heads)]
+        and v_term[0] == p_term[0]
+        and o_term == p_term[:-1] + v_term[-1]
+    )
+    mask_shape = scores.mask.tensor.static_shape
+    rows, positions = q.tensor.static_shape[:2]
+    fits = fits and q.tensor.dtype == values.tensor.dtype == "f32" and len(mask_shape) == len(s_term)
+    if not fits or mask_shape[1] != positions or math.prod(mask_shape[2:-1]) != 1:
+        return None
+    attributes = f"cap = {scores.cap:e} : f32, scale = {scores.scale:e} : f32"
+    count = math.prod(q.tensor.static_shape[2 : 2 + len(heads)])
+
+    def lower(block: Block, node: Node, q: Value, keys: Value, values: Value, mask: Value) -> Value:
+        size, slots = keys.type.static_shape[-1], keys.type.static_shape[-2]
+        width = values.type.static_shape[-1]
+        per_head = q.type.size // (rows * positions * count * size)
+        q = block.reshape(q, (rows, positions, count, per_head, size))
+        keys = block.reshape(keys, (rows, count, slots, size))
+        values = block.reshape(values, (rows, count, slots, width))
+        mask = block.reshape(mask, (mask_shape[0], positions, slots))
+        result = TensorType((rows, positions, count, per_head, width), "f32")
+        mixed = _call(block, kernels.target("attend"), (q, keys, values, mask), result, attributes)
+        return block.reshape(mixed, node.tensor.static_shape)
+
+    return Selected((q, keys, values, scores.mask), lower)
+
+
+def _scores(node: Node, users: Mapping[Node, list[Node]], shown: set[Node]) -> _Scores | None:
+    """Goes back from a softmax to the product of its scores; None where anything else is on the way."""
+
+    def is_private(node: Node) -> bool:
+        return len(users.get(node, ())) == 1 and node not in shown
+
+    if node.op.name != "softmax" or node.params["axis"] != node.tensor.rank - 1 or not is_private(node):
+        return None
+    hidden = node.sources[0]
+    if hidden.op.name != "where" or not is_private(hidden) or not _is_lowest(hidden.sources[2]):
+        return None
+    mask, current, _ = hidden.sources
+    scale, cap = 1.0, 0.0
+    while current.op.name != "contraction":
+        if not is_private(current):
+            return None
+        factor = _scalar(current.sources[1]) if len(current.sources) == 2 else None
+        bounded = current.sources[0]
+        if current.op.name == "multiply" and factor is not None and bounded.op.name == "tanh":
+            inner = bounded.sources[0]
+            divisor = _scalar(inner.sources[1]) if inner.op.name in ("divide", "multiply") else None
+            if divisor is None or cap or scale != 1.0 or not (is_private(bounded) and is_private(inner)):
+                return None
+            if not math.isclose(divisor if inner.op.name == "divide" else 1 / divisor, factor, rel_tol=1e-6):
+                return None
+            cap, current = factor, inner.sources[0]
+        elif current.op.name in ("multiply", "divide") and factor is not None:
+            scale *= factor if current.op.name == "multiply" else 1 / factor
+            current = bounded
+        else:
+            return None
+    return _Scores(current, mask, scale, cap) if is_private(current) else None
+
+
+def _scalar(node: Node) -> float | None:
+    if node.op.name != "constant" or node.params["value"].size != 1:
+        return None
+    return float(node.params["value"].reshape(()))
+
+
+def _is_lowest(node: Node) -> bool:
+    value = _scalar(node)
+    return value is not None and value <= float(np.finfo(np.float32).min)
+
+
+def _call(block: Block, target: str, operands: Sequence[Value], type_: TensorType, attributes: str) -> Value:
+    """A custom call whose operands and result lie row by row."""
+
+    def layout(value: TensorType) -> str:
+        order = list(range(value.rank))[::-1]
+        return f"dense<{order}> : tensor<{value.rank}xindex>"
+
+    names = ", ".join(operand.name for operand in operands)
+    layouts = ", ".join(layout(operand.type) for operand in operands)
+    text = (
+        f"stablehlo.custom_call @{target}({names}) {{api_version = 4 : i32, "
+        f"backend_config = {{{attributes}}}, operand_layouts = [{layouts}], result_layouts = [{layout(type_)}]}}"
+    )
+    return block.call(text, operands, type_)
