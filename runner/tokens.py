@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
 
 from ..ir.errors import SystolicError
+from .vocabulary import Vocabulary
 
 REPLACEMENT = "\ufffd"  # what decoding puts where bytes do not (yet) make a character
 
@@ -53,6 +55,11 @@ class Tokenizer:
     def token_id(self, token: str) -> int | None:
         """The id of a token by its text, if there is such a token."""
         return self._tokenizer.token_to_id(token)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """All tokens as bytes."""
+        return Vocabulary(self._tokenizer)
 
     def decode_exactly(self, ids: Sequence[int]) -> str:
         """The text of ``ids`` with special tokens written out."""
