@@ -18,6 +18,7 @@ from .sampling.chain import DAMAGED, Row, Structure, row_inputs, structure_of
 from .sampling.programs import LONGEST_CALL
 from .sampling.step import NONE
 from .sources import Source, read_sources
+from .stop_automaton import walk
 
 if TYPE_CHECKING:
     from .executable import Executable
@@ -144,7 +145,8 @@ def sampling_inputs(structure: Structure, sampling: Sequence[Row], program: Prog
 class DecodeLoop:
     """Rows and how each of them is sampled; ``stops`` are the tokens that end each row.
 
-    ``logprobs`` as in ``Structure``. All rows of the executable are there; those that nobody uses rest.
+    ``logprobs`` as in ``Structure``; ``table`` is an automaton over tokens that ends rows, see
+    ``stop_automaton``. All rows of the executable are there; those that nobody uses rest.
     """
 
     def __init__(
@@ -154,19 +156,23 @@ class DecodeLoop:
         stops: Sequence[Sequence[int]],
         sources: Sequence[Source] = (),
         logprobs: int | None = None,
+        table: np.ndarray | None = None,
     ) -> None:
         self._executable = executable
         self.rows = Rows(executable, sources)
+        self._table = table
+        self._automaton = np.zeros(len(stops), np.int32)  # the state of each row
         self.structure = structure_of(sampling, logprobs)
         count = max(map(len, stops), default=0)
         stop = np.full((len(stops), _power_of_two(count)), NONE, np.int32)
         for row, tokens in enumerate(stops):
             stop[row, : len(tokens)] = tokens
         self._program, self._recall = loop_programs(
-            executable, self.structure, count, self.rows.longest_source
+            executable, self.structure, count, self.rows.longest_source, 0 if table is None else len(table)
         )
         self._memory = Memory(executable, self._program.program, self._recall)
         numbers = {**sampling_inputs(self.structure, sampling, self._program.program), "stop": stop}
+        numbers |= {} if table is None else {"transitions": table}
         self._numbers = {name: executable.backend.place(array) for name, array in numbers.items()}
 
     def read(self, tokens: Sequence[Sequence[int]]) -> None:
@@ -186,6 +192,7 @@ class DecodeLoop:
             "limit": limits.astype(np.int32),
             **self._numbers,
             **rows.inputs,
+            **({} if self._table is None else {"state": self._automaton}),
         }
         states = {**rows.states, **self._memory.states}
         results, updated = self._program.run(executable.parameters, inputs, states)
@@ -199,15 +206,21 @@ class DecodeLoop:
         )
         rows.lengths.grow([[int(token) for token in text] for text in texts])
         rows.seen = rows.seen + counts.astype(np.int32)
+        if self._table is not None:
+            said = (tokens[:count] for tokens, count in zip(made.tokens, counts, strict=True))
+            pairs = zip(self._automaton, said, strict=True)
+            self._automaton = np.array(
+                [walk(self._table, int(state), more) for state, more in pairs], np.int32
+            )
         return made
 
 
 def loop_programs(
-    executable: Executable, structure: Structure, stops: int, source: int
+    executable: Executable, structure: Structure, stops: int, source: int, states: int = 0
 ) -> tuple[Prepared, Prepared | None]:
     """The decode loop, and what fills its memory, for so many tokens that end a row."""
     names = (executable.inputs.token.name, executable.logits_output)
-    loop = executable.programs.generate(structure, _power_of_two(stops), names, source)
+    loop = executable.programs.generate(structure, _power_of_two(stops), names, source, states)
     return loop, executable.programs.recall(structure, names)
 
 

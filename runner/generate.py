@@ -15,6 +15,7 @@ from .decode_loop import LONGEST_CALL, DecodeLoop, Made, Pace, chunk_sizes, loop
 from .sampling import Row, Sampling, is_integer
 from .sampling.chain import structure_of
 from .sources import Source
+from .stop_automaton import stop_table
 from .tokens import StopStrings, TextStream, Tokenizer
 
 if TYPE_CHECKING:
@@ -163,17 +164,24 @@ def sampling_row(executable: Executable, prompt: int, generation: Generation, st
 
 
 def unwatched(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a generation that nobody reads along with: long calls, unless a string may end it,
-    which is seen only between calls."""
-    longest = None if settings.get("stop") else LONGEST_CALL
-    return {"tokens_per_call": longest, **settings}
+    """The settings of a generation that nobody reads along with: long calls."""
+    return {"tokens_per_call": LONGEST_CALL, **settings}
 
 
 def prepare_loop(executable: Executable, prompt: int, generation: Generation, source: int = 0) -> None:
     """Makes the programs that rows behind prompts of so many tokens go on with."""
     row = sampling_row(executable, prompt, generation)
     ends = generation.end_tokens(executable.model.eos_ids)
-    loop_programs(executable, structure_of([row], generation.logprobs), len(ends), source)
+    table = _stop_table(executable, generation)
+    states = 0 if table is None else len(table)
+    loop_programs(executable, structure_of([row], generation.logprobs), len(ends), source, states)
+
+
+def _stop_table(executable: Executable, generation: Generation) -> np.ndarray | None:
+    """The automaton of the stop strings, if there are any."""
+    if not generation.stop or executable.tokenizer is None:
+        return None
+    return stop_table(executable.tokenizer, generation.stop, executable.logit_count)
 
 
 def run_rows(
@@ -205,6 +213,7 @@ def run_rows(
         [ends] * executable.options.batch,
         [*sources, *empty] if sources else (),
         generation.logprobs,
+        _stop_table(executable, generation),
     )
     loop.read([*(prompt[:-1] for prompt in prompts), *empty])
     newest = np.array([prompt[-1] for prompt in prompts] + [0] * unused, np.int32)

@@ -215,15 +215,18 @@ class Programs:
 
     # ---- decode loops ----
 
-    def generate(self, structure: Structure, stops: int, names: tuple[str, str], source: int = 0) -> Prepared:
+    def generate(
+        self, structure: Structure, stops: int, names: tuple[str, str], source: int = 0, states: int = 0
+    ) -> Prepared:
         """The program that makes many tokens in one call, chosen by ``structure``, where up to ``stops``
-        tokens end a row; ``names`` are those of the model's token input and of its logits."""
+        tokens end a row, and an automaton of so many ``states`` if there are any; ``names`` are those of
+        the model's token input and of its logits."""
         space = self._source_length(source)
 
         def make() -> Program:
-            return loop_program(self._origin.chunk(1, space), structure, stops, names)
+            return loop_program(self._origin.chunk(1, space), structure, stops, names, states)
 
-        return self._prepare(f"generate {structure}", stops, space, make)
+        return self._prepare(f"generate {structure} {states}", stops, space, make)
 
     def beams(
         self, structure: Structure, candidates: int, names: tuple[str, str], source: int = 0

@@ -23,6 +23,7 @@ from systolic.runner.generate import Generation
 from systolic.runner.sampling import Row
 from systolic.runner.sampling import filters as f
 from systolic.runner.sampling import penalties as p
+from systolic.runner.stop_automaton import stop_table
 
 SETTINGS = {
     "greedy": {},
@@ -118,21 +119,49 @@ def test_no_state_is_copied_in_the_loop(shared, name):
         assert not moved
 
 
-def test_stop_strings_end_a_row_between_calls(shared):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_stop_string_ends_its_row_in_the_loop(shared, backend, monkeypatch):
     folder = shared / "real" / "stories260K"
     case = json.loads((folder / "reference.json").read_text())["cases"][0]
-    executable = compile(load(folder), backend="numpy", capacity=128)
+    executable = compile(load(folder), backend=backend, capacity=128)
+    calls: list[int] = []
+    make = DecodeLoop.make
+
+    def counted(loop, newest, limits):
+        made = make(loop, newest, limits)
+        calls.append(int(made.counts().max()))
+        return made
+
+    monkeypatch.setattr(DecodeLoop, "make", counted)
     seen = set()
+    settings = {"stop": ["girl named", " Lily."], "ignore_eos": True, "max_new_tokens": 60}
     for per_call in (1, 5, 64, None):
-        steps = list(
-            executable.steps(
-                case["prompt"], stop=[" Lily."], ignore_eos=True, tokens_per_call=per_call, max_new_tokens=60
-            )
-        )
+        calls.clear()
+        steps = list(executable.steps(case["prompt"], tokens_per_call=per_call, **settings))
+        assert sum(calls) == len(steps)  # no token was made behind the stop
         seen.add((tuple(s.token for s in steps), "".join(s.text for s in steps), steps[-1].finish_reason))
-    ((_, text, reason),) = seen
-    assert text.endswith("named")
-    assert reason == "stop"
+    ((tokens, text, reason),) = seen
+    assert (text, reason) == (", there was a little ", "stop")
+    monkeypatch.setattr("systolic.runner.generate.stop_table", lambda *arguments: None)
+    assert executable.generate(case["prompt"], **settings) == list(tokens)  # the host sees the same
+
+
+def test_the_automaton_of_stop_strings(shared):
+    tokenizer = compile(load(shared / "oracle" / "qwen2"), backend="numpy").tokenizer
+    text = "to be or not to be: né, それ, 🙂!"
+    tokens = tokenizer.encode_exactly(text)
+    for stop in ("or not", "né", "れ", "🙂", "be:", "to be or nou"):
+        table = stop_table(tokenizer, [stop, "never said"], 320)
+        state, ended = 0, None
+        for at, token in enumerate(tokens):
+            state = table[state, token]
+            if state == len(table) - 1:
+                ended = at
+                break
+        said = tokenizer.decode(tokens[: len(tokens) if ended is None else ended + 1])
+        assert (stop in said) == (ended is not None) == (stop in text)
+        if ended:
+            assert stop not in tokenizer.decode(tokens[:ended])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

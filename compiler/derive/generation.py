@@ -19,12 +19,13 @@ SAMPLING = "sampling."  # what inputs, states and streams of the choosing progra
 NO_TOKEN = -3  # where a row had no step
 
 _GOING, _LEFT = "generation.going", "generation.left"
+_STATE, _TRANSITIONS = "state", "transitions"
 _SHARED = ("token", "logits", "offset", "length")  # what the loop gives to the choosing program
 _Nodes = dict[str, Node]
 
 
 def derive_generation(
-    decode: Program, choose: Program, *, token: str, logits: str, steps: int, stops: int
+    decode: Program, choose: Program, *, token: str, logits: str, steps: int, stops: int, states: int = 0
 ) -> Program:
     """The program that makes up to ``steps`` tokens for each row in one call.
 
@@ -33,14 +34,20 @@ def derive_generation(
     i32[B], how many tokens to make at most (0: the row rests); ``stop`` i32[B, ``stops``], tokens that end
     a row (-1: none); the numbers of the rows, ``sampling.NAME``; states, those of the choosing program
     under ``state.sampling.NAME``. Results: ``tokens`` i32[B, ``steps``], filled up with ``NO_TOKEN``, and
-    what else the choosing program yields, [B, ``steps``, …]. A negative token ends its row, too, and the
+    what else the choosing program yields, [B, ``steps``, …]. With ``states`` there are ``transitions``
+    i32[``states``, V], an automaton over tokens that ends a row in its last state, and ``state`` i32[B],
+    where each row begins. A negative token ends its row, too, and the
     last row ends the loop. The last token of a row has not been read when the program returns.
     """
     rows, make = decode.rows, Maker(None, "generation")
     numbers = TensorType((rows,), "i32")
     ends = {"limit": numbers, "stop": numbers.with_shape((rows, stops))}
+    if states:
+        vocabulary = decode.graph.outputs[logits].tensor.static_shape[-1]
+        ends |= {_STATE: numbers, _TRANSITIONS: numbers.with_shape((states, vocabulary))}
     outer = {**{name: _input(name, type_) for name, type_ in ends.items()}, **inputs_of(decode, choose)}
-    carried = {name: outer[name].tensor for name in (token, "offset", *_updated(decode, choose))}
+    kept = (token, "offset", *([_STATE] if states else []), *_updated(decode, choose))
+    carried = {name: outer[name].tensor for name in kept}
     carried = {_GOING: TensorType((), "bool"), _LEFT: outer["limit"].tensor, **carried}
     inside = {name: _input(name, type_) for name, type_ in carried.items()}
     shared = {name: node for name, node in outer.items() if name not in (*carried, "limit")}
@@ -66,8 +73,8 @@ def derive_generation(
     results = {name: node for name, node in values.items() if name not in carried}
     results |= {name: values[name] for name in carried if name.startswith(STATE_PREFIX)}
     graph = Graph(f"{decode.graph.name}.generate", tuple(outer.values()), decode.graph.parameters, results)
-    states = (*decode.states, *(replace(s, name=SAMPLING + s.name) for s in choose.states))
-    return Program("generate", graph.with_unique_names(), states, rows, steps, decode.capacity)
+    held = (*decode.states, *(replace(s, name=SAMPLING + s.name) for s in choose.states))
+    return Program("generate", graph.with_unique_names(), held, rows, steps, decode.capacity)
 
 
 def _input(name: str, type_: TensorType) -> Node:
@@ -114,6 +121,16 @@ def _step(decode: Program, choose: Program, token: str, logits: str, inside: _No
     stopped = make("max", is_stop, axes=(1,), label="stop")
     negative = make("less", make.reshape(fresh, (rows,), "row"), zero, label="negative")
     over = make("logical_or", make("greater", stopped, zero, label="ended"), negative, label="over")
+    moved: _Nodes = {}
+    if _STATE in inside:
+        count, vocabulary = inside[_TRANSITIONS].tensor.static_shape
+        at = make("multiply", inside[_STATE], make.integer(vocabulary), label="state.row")
+        at = make("add", at, make("maximum", make.reshape(fresh, (rows,), "row"), zero, label="known"))
+        table = make.reshape(inside[_TRANSITIONS], (count * vocabulary,), "transitions")
+        following = make("take", table, at, label="following", axis=0)
+        moved = {_STATE: make("where", active, following, inside[_STATE], label="state")}
+        complete = make("equal", following, make.integer(count - 1), label="complete")
+        over = make("logical_or", over, complete, label="over")
     left = make("where", over, zero, make("subtract", inside[_LEFT], length, label="fewer"), label="left")
     going = make("greater", make("max", left, axes=(0,), label="most"), zero, label="going")
     states = {name: node for name, node in read.items() if name.startswith(STATE_PREFIX)}
@@ -123,6 +140,7 @@ def _step(decode: Program, choose: Program, token: str, logits: str, inside: _No
         _LEFT: left,
         token: make("where", column, fresh, inside[token], label="newest"),
         "offset": make("add", inside["offset"], length, label="offset"),
+        **moved,
         **states,
         "tokens": make("subtract", fresh, make.integer(NO_TOKEN), label="emitted"),  # 0 means none
         **{n: node for n, node in chosen.items() if n != "token" and not n.startswith(STATE_PREFIX)},

@@ -81,10 +81,15 @@ def sampling_programs(decode: Program, structure: Structure, logits: str) -> Sam
     return SamplingPrograms(structure, vocabulary, decode.rows, decode.capacity)
 
 
-def loop_program(decode: Program, structure: Structure, stops: int, names: tuple[str, str]) -> Program:
+def loop_program(
+    decode: Program, structure: Structure, stops: int, names: tuple[str, str], states: int = 0
+) -> Program:
     """The decode loop; ``names`` are those of the decode step's token input and of its logits."""
     choose = sampling_programs(decode, structure, names[1]).choose
-    loop = derive_generation(decode, choose, token=names[0], logits=names[1], steps=LONGEST_CALL, stops=stops)
+    token, logits = names
+    loop = derive_generation(
+        decode, choose, token=token, logits=logits, steps=LONGEST_CALL, stops=stops, states=states
+    )
     return replace(loop, name=f"generate.{structure.name}")
 
 
