@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 from page_reader import Reader
 
+import systolic as sy
 from systolic.ir.dumps.text import inline_literals
 from systolic.ir.errors import SystolicError
 from systolic.ir.graph import Graph
 from systolic.ir.types import show_type
 from systolic.models.load import load
 from systolic.runner.commands.page import model_page
+from systolic.runner.executable import model_of_graph
 from systolic.runner.options import options_for
 from systolic.runner.stages import Stages
 
@@ -117,17 +119,20 @@ def test_the_page_needs_no_network(llama):
     assert text.count("</script>") == 2
 
 
-def test_no_text_ends_the_data(tmp_path):
-    file = tmp_path / "odd.py"
-    file.write_text(
-        "import systolic as sy\n\n\n"
-        "def model(x):\n"
-        "    return sy.tanh(sy.cast(x, 'f32')).named('</script>$data')\n"
-    )
-    from systolic.runner.locate import open_model
+def odd_stages() -> Stages:
+    """A graph whose names have all that names can have."""
 
-    model = open_model(f"{file}:model")
-    text = model_page(Stages(model, options_for(model), None), "traced")
+    def model(x: sy.Stream) -> dict[str, sy.Stream]:
+        with sy.scope("a b"):
+            said = sy.tanh(sy.cast(x, "f32")).named('say "hi", {i}')
+        return {"out put": sy.sum(sy.history(said), axis=0).named("</script>$data")}
+
+    made = model_of_graph(sy.trace(model), None, 16)
+    return Stages(made, options_for(made), None)
+
+
+def test_no_text_ends_the_data():
+    text = model_page(odd_stages(), "traced")
     assert text.count("</script>") == 2
     data = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
     assert data is not None
@@ -202,6 +207,33 @@ def assert_same_graph(found: list[Any], graph: Graph) -> int:
 
 def test_the_page_reads_its_dumps(page, llama):
     assert assert_reads_all(page, llama) == len(llama.passes) + 3
+
+
+def test_the_page_reads_odd_names(read):
+    stages = odd_stages()
+    reader = read(model_page(stages, "traced"))
+    assert assert_reads_all(reader, stages) == len(stages.passes) + 3
+    reader.toggle("a b/")
+    reader.ask("viewer.goTo(arguments[0])", 'a b.say "hi", {i}')
+    assert 'say "hi", {i}' in reader.panel()
+
+
+def test_a_graph_without_scopes_begins_where_it_can_be_read(read):
+    def model(x: sy.Stream) -> sy.Stream:
+        first = x
+        for _ in range(120):
+            x = sy.tanh(x + first * 0.5) + sy.sum(sy.history(x, window=4), axis=0)
+        return x
+
+    made = model_of_graph(sy.trace(model, x="f32[4]"), None, 16)
+    reader = read(model_page(Stages(made, options_for(made), None), "traced"))
+    shown = reader.ask(
+        "const { camera, scene } = viewer.panes.get('passes'); return [camera.zoom, scene.views.length]"
+    )
+    assert shown[0] >= 0.2
+    assert shown[1] > 700
+    input_ = reader.find('.pane[data-stage="passes"] .item[data-key="x"]')
+    assert input_.is_displayed()
 
 
 def test_the_page_reads_the_dumps_of_every_family(read, shared):

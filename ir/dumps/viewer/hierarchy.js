@@ -98,12 +98,13 @@ class Hierarchy {
     const first = (node) => node.name.split(".")[0];
     const goesToReaders = (node) =>
       node.op === "parameter" || node.op === "constant" || isState(node);
+    const hasOwnName = (node) => first(node) !== node.op;
     for (const node of nodes) {
       if (!goesToReaders(node) && node.op !== "input") groups.set(first(node), (groups.get(first(node)) || 0) + 1);
     }
     for (const node of nodes) {
       if (goesToReaders(node)) continue;
-      const shared = node.op !== "input" && groups.get(first(node)) > 1;
+      const shared = node.op !== "input" && hasOwnName(node) && groups.get(first(node)) > 1;
       this.place(node, shared ? this.box(`${first(node)}/`, first(node), "scope", this.root) : this.root);
     }
     for (const node of nodes) if (goesToReaders(node)) this.place(node, this.commonBox(node.users.map(({ user }) => user)));

@@ -7,6 +7,7 @@
 
 const GAP = { item: 18, passing: 12, rank: 36 };
 const SWEEPS = 12;
+const MANY = 8; // readers of one stream, which do not all have to stand side by side
 const MOST_PASSING = 6000; // points of long edges; a drawing with more routes its longest edges directly
 
 function layered(items, edges) {
@@ -68,7 +69,8 @@ function rankItems(items, edges) {
     }
   }
   for (const item of order.reverse()) {
-    const isPulled = out[item].length > into[item].length || (out[item].length && !into[item].length);
+    const own = out[item].length, isOneOfMany = into[item].every((from) => out[from].length > MANY);
+    const isPulled = own > into[item].length || (own === into[item].length && own && isOneOfMany);
     if (isPulled) ranks[item] = Math.max(ranks[item], Math.min(...out[item].map((to) => ranks[to])) - 1);
   }
   const first = items.some((item) => item.end === "top") ? 1 : 0, last = Math.max(0, ...ranks) + first + 1;

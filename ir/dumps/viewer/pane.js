@@ -237,14 +237,23 @@ class Pane {
     else this.zoomAt(how === "in" ? ZOOM.step : 1 / ZOOM.step, width / 2, height / 2);
   }
 
-  /** Shows the whole width; a drawing that is higher than the pane is shown from its top. */
+  /** Shows the whole width; a drawing that is higher than the pane is shown from its top, and one that
+      would be too small to read where it begins. */
   fit() {
     const { width, height } = this.svg.getBoundingClientRect(), margin = 24;
     const across = (width - 2 * margin) / Math.max(1, this.scene.width), down = (height - 2 * margin) / Math.max(1, this.scene.height);
     const zoom = Math.max(ZOOM.least, Math.min(1.15, across, Math.max(down, 0.6)));
+    if (across < 0.2) return this.showBeginning();
     const y = this.scene.height * zoom < height ? Math.max(margin, (height - this.scene.height * zoom) / 2) : margin;
     cancelAnimationFrame(this.gliding);
     this.camera = { x: (width - this.scene.width * zoom) / 2, y, zoom };
+    this.moved();
+  }
+
+  showBeginning() {
+    const { width } = this.svg.getBoundingClientRect(), view = this.topmost(), zoom = 0.8;
+    cancelAnimationFrame(this.gliding);
+    this.camera = { x: width / 2 - (view.x + view.width / 2) * zoom, y: 24 - view.y * zoom, zoom };
     this.moved();
   }
 

@@ -210,8 +210,9 @@ class Panel {
     const { passes, changes } = this.viewer.data;
     const cards = passes.map((pass, i) => {
       const change = changes[i - 1], isShown = i === this.viewer.pass;
-      const rows = [["nodes", change ? `${count(change.nodes[0])} → ${count(change.nodes[1])}` : count(pass.nodes)]];
-      if (change) {
+      const rows = [["nodes", change ? arrow(change.nodes) : count(changes[0].nodes[0])]];
+      if (!change) rows.push(["literals", count(changes[0].literals[0])]);
+      else {
         rows.push(["changes", `<span class="chip added">+${count(change.added)}</span> <span class="chip removed">−${count(change.removed)}</span> <span class="chip changed">~${count(change.changed)}</span>`]);
         rows.push(["literals", arrow(change.literals)], ["operations", arrow(change.work)]);
         rows.push(["took", `${(1000 * pass.seconds).toFixed(1)} ms`]);
