@@ -29,6 +29,13 @@ SETTINGS = {
     "greedy": {},
     "drawn": {"temperature": 1.3, "top_k": 9, "seed": 5},
     "remembering": {"temperature": 1.0, "seed": 2, "repetition_penalty": 1.2, "no_repeat_ngram_size": 3},
+    "learning": {
+        "temperature": 2.0,
+        "seed": 3,
+        "mirostat_tau": 2.0,
+        "xtc_probability": 0.3,
+        "dry_multiplier": 1.0,
+    },
 }
 
 
@@ -54,7 +61,9 @@ def test_the_loop_makes_the_tokens_of_the_host(step, backend):
         {"append", "ring"} if step is attention_step else {"carry", "tail"}
     )
     prompt = np.random.default_rng(3).integers(0, V, 11).tolist()
-    for settings in SETTINGS.values():
+    for name, settings in SETTINGS.items():
+        if name == "learning" and step is recurrent_step:
+            continue  # its memory is the chain's own, and the program is large
         expected = stepped(executable, prompt, max_new_tokens=30, **settings)
         assert executable.generate(prompt, max_new_tokens=30, **settings) == expected
 
