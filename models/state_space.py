@@ -53,7 +53,7 @@ class ChannelStates:
             inner.named("inner"), f"{name}.conv1d", self.kernel, bias=self.convolution_bias
         )
         y = self.scan(act(convolved), name)
-        return linear(y * act(gate), f"{name}.out_proj", self.hidden_size, bias=self.bias)
+        return linear(y * silu(gate), f"{name}.out_proj", self.hidden_size, bias=self.bias)
 
     def scan(self, x: Stream, name: str) -> Stream:
         """y = C s + D x, where s = exp(dt A) s' + dt B x, and s' is the state before: [width]."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import systolic as sy
+from systolic.compiler.derive import choose_states, derive_chunk
 from systolic.ir.interpret import interpret
 from systolic.models import blocks
 from systolic.models.families import build
-from systolic.models.spec import Config
+from systolic.models.spec import Config, read_config
 
 LSTM = {"model_type": "lstm_lm", "vocab_size": 11, "embedding_size": 5, "hidden_size": 6}
 GRU = LSTM | {"model_type": "gru_lm"}
@@ -91,3 +94,57 @@ def test_lstm_projects_its_output():
         h = weights["lstm.weight_hr_l0"] @ (sigmoid(o) * np.tanh(c))
         steps.append(h)
     np.testing.assert_allclose(logits(graph, weights), head(steps, weights), rtol=1e-4, atol=1e-5)
+
+
+RECORDED = Path(__file__).parent / "recorded"
+LINEAR = (
+    "bamba", "falcon_h1", "falcon_mamba", "jamba", "lfm2", "mamba2", "minimax", "nemotron_h",
+    "qwen3_next", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LINEAR)
+def test_what_is_linear_in_its_past_is_not_read_step_by_step(case):
+    graph = build(read_config(RECORDED / case / "config.json"))[1]
+    program = derive_chunk(graph, choose_states(graph), rows=1, chunk=32, capacity=32, last=False)
+    lengths = {node.params["length"] for node in program.graph if node.op.name == "loop"}
+    # The delta rule goes from block to block.
+    assert lengths == ({32 // 8} if case == "qwen3_next" else set())
+
+
+XLSTM = {"model_type": "xlstm", "vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 1, "num_heads": 2}
+XLSTM |= {"ffn_round_up_to_multiple_of": 4, "use_bias": True}
+FUSED = {"qkv_opreact": ("q", "k", "v", "ogate_preact"), "ifgate_preact": ("igate_preact", "fgate_preact")}
+FUSED |= {"proj_up_gate_z": ("proj_up_gate", "proj_up")}
+
+
+def test_fused_weights_of_xlstm_are_the_single_ones_below_each_other():
+    graph, weights = cell_model(XLSTM)
+    fused, _ = cell_model(XLSTM | {"weight_mode": "fused"})
+    joined = {}
+    for node in fused.parameters:
+        layer, part, kind = node.name.rsplit(".", 2) if node.name.count(".") > 2 else (None, None, None)
+        parts = [f"{layer}.{single}.{kind}" for single in FUSED.get(part, ())] or [node.name]
+        joined[node.name] = np.concatenate([weights[name] for name in parts])
+    np.testing.assert_allclose(logits(fused, joined), logits(graph, weights), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (XLSTM | {"inference_state_dtype": "bfloat16"}, "states are float32, not bfloat16"),
+        (XLSTM | {"weight_mode": "mixed"}, "weight_mode must be single or fused"),
+        (XLSTM | {"embedding_dim": 4}, "embedding_dim is not hidden_size"),
+        ({"model_type": "mamba2", "num_heads": 3}, r"num_heads \* head_dim is not expand \* hidden_size"),
+        ({"model_type": "mamba2", "norm_before_gate": True}, "norm behind the gate"),
+        ({"model_type": "mamba2", "n_groups": 3}, "128 heads cannot be in 3 groups"),
+        ({"model_type": "nemotron_h", "hybrid_override_pattern": "M?"}, "a layer is one of .* not '\\?'"),
+        ({"model_type": "zamba2", "layers_block_type": ["attention"]}, "linear_attention or hybrid"),
+        ({"model_type": "minimax", "layer_types": ["conv"]}, "neither full_attention nor linear_attention"),
+        ({"model_type": "jamba", "attn_layer_offset": 8}, "attn_layer_offset is not below"),
+        ({"model_type": "recurrent_gemma", "block_types": ["mamba"]}, "recurrent and attention"),
+    ],
+)
+def test_what_a_config_asks_for_in_vain_is_named(values, message):
+    with pytest.raises(sy.SystolicError, match=message):
+        build(Config("config.json", values))

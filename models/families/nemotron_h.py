@@ -27,7 +27,7 @@ class NemotronH:
     # How training began, how the library computes and rounds, further heads that it leaves out, the number
     # of layers, which their list gives, and flags that no layer reads.
     harmless: ClassVar[frozenset[str]] = frozenset({
-        "time_step_min", "time_step_max", "time_step_floor", "mamba_dt_min", "mamba_dt_max",
+        "time_step_max", "time_step_floor", "time_step_limit", "mamba_dt_max", "mamba_dt_limit",
         "mamba_dt_init_floor", "rescale_prenorm_residual", "residual_in_fp32", "chunk_size",
         "mamba_chunk_size", "use_mamba_kernels", "num_logits_to_keep",
         "num_nextn_predict_layers", "mtp_layers_block_type", "mtp_hybrid_override_pattern",
@@ -38,7 +38,7 @@ class NemotronH:
     aliases: ClassVar[dict[str, str]] = {
         "mamba_n_groups": "n_groups",
         "mamba_d_conv": "conv_kernel",
-        "mamba_dt_limit": "time_step_limit",
+        "mamba_dt_min": "time_step_min",
         "mamba_conv_bias": "use_conv_bias",
         "layer_types": "layers_block_type",
     }
@@ -60,7 +60,7 @@ class NemotronH:
     mamba_hidden_act: str = "silu"
     n_groups: Size = 8
     conv_kernel: Size = 4
-    time_step_limit: tuple[float, ...] = (0.0, math.inf)
+    time_step_min: float = 0.001  # the library bounds time steps by this, and not by time_step_limit
     use_conv_bias: bool = True
     use_bias: bool = False
     n_routed_experts: Size = 8
@@ -131,7 +131,7 @@ class NemotronH:
             bias=self.use_bias,
             output_bias=self.use_bias,
             convolution_bias=self.use_conv_bias,
-            time_step_limit=self.time_step_limit,
+            time_step_limit=(self.time_step_min, math.inf),
         )
 
     def attend(self, x: Stream, name: str) -> Stream:
