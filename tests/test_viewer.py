@@ -113,6 +113,14 @@ def page(read: Callable[[Path | str], Reader], llama: Stages) -> Reader:
 # ---- the file ----
 
 
+def test_a_scope_that_is_not_there(cli, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    options = ("--format", "html", "--expand", "layers.9", "--out", tmp_path / "page.html")
+    status, _, err = cli("graph", tmp_path / "config.json", *options)
+    assert (status, "--expand: llama has no scope 'layers.9'" in err) == (2, True)
+    assert not (tmp_path / "page.html").exists()
+
+
 def test_the_page_needs_no_network(llama):
     text = model_page(llama, "traced")
     assert not re.search(r"""(?:src|href)=["'](?!#|data:)|@import|url\(|\bfetch\(|\bimport\(""", text)
@@ -273,6 +281,11 @@ def test_layers_are_one_box_that_opens(page):
     assert {f"layers.{i}/" for i in range(4)} <= page.drawn()
     page.toggle("layers.0-3/")
     assert page.drawn() == {"token", "embed/", "layers.0-3/", "head/"}
+
+
+def test_scopes_are_open_from_the_start(read, llama):
+    assert "layers.0.attn/" in read(model_page(llama, "traced", ["layers"])).drawn()
+    assert "layers.2.attn.k" in read(model_page(llama, "traced", ["layers.2.attn"])).drawn("decode")
 
 
 def test_edges_have_the_colour_of_their_access(page):

@@ -116,8 +116,10 @@ def render_graph(stages: Stages, stage: str, view: View, columns: tuple[str, ...
     """The graph of a stage, or the page of all stages; ``SystolicError`` for what there is not."""
     from ...compiler.measures import measures
     from .page import model_page
+    from .views import require_scopes
 
     if view.format == "html":
+        require_scopes(next(iter(stages.passes.values())).graph, view.expand)
         return model_page(stages, stage, view.expand)
     shown = stages.graph(stage)
     wanted = measures(columns, shown, stages.options.capacity, lambda: stages.states_of(stage))

@@ -53,7 +53,7 @@ class View:
 
     def show(self, graph: Graph, measures: Mapping[str, Measure]) -> str:
         """The graph as it is wanted, with a column for each measure where there are lines."""
-        _require_scopes(graph, self.expand)
+        require_scopes(graph, self.expand)
         full = self.full or self.around is not None
         if self.around is not None:
             graph = neighbourhood(graph, find_node(graph, self.around), self.depth)
@@ -74,7 +74,8 @@ class View:
         return print_folded(graph, expand=self.expand, heading=heading, note=note).rstrip("\n")
 
 
-def _require_scopes(graph: Graph, expand: tuple[str, ...]) -> None:
+def require_scopes(graph: Graph, expand: tuple[str, ...]) -> None:
+    """``SystolicError`` for a scope that the graph does not have."""
     scopes = dict.fromkeys(node.scope for node in graph.nodes if node.scope)
     for name in expand:
         if not any(names_scope((name,), scope) for scope in scopes):

@@ -32,7 +32,7 @@ function isState(node) {
 
 /** Lines of a node: [{text, font, class}] each. */
 function nodeLines(node) {
-  const short = shortName(node), isNamed = !new RegExp(`^${node.op}(\\.\\d+)*$`).test(short);
+  const short = node.op === "parameter" ? lastWords(node.name, 2) : shortName(node), isNamed = !new RegExp(`^${node.op}(\\.\\d+)*$`).test(short);
   const literals = node.reads.filter((edge) => edge.literal !== undefined).map((edge) => edge.literal);
   const title = isNamed ? [{ text: clip(short, 34), font: "bold" }] : [];
   if (node.op === "input") title.push({ text: isState(node) ? "state" : "input", font: "plain", class: "muted" });

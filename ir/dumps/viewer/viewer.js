@@ -192,10 +192,13 @@ class Viewer {
     this.frameAll(key);
   }
 
+  /** Opens a scope, or the layers whose names begin with it. */
   expandScope(scope) {
-    const hierarchy = this.hierarchy("passes"), box = hierarchy.boxes.get(`${scope}/`);
-    if (box) this.openAround(hierarchy, box);
-    if (box) this.folding.show(box);
+    const hierarchy = this.hierarchy("passes"), boxes = [...hierarchy.boxes.values()];
+    const box = hierarchy.boxes.get(`${scope}/`) || boxes.find((each) => each.fold?.prefix === scope);
+    if (!box) return;
+    this.openAround(hierarchy, box);
+    this.folding.show(box);
   }
 
   openAround(hierarchy, item) {
