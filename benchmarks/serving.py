@@ -110,9 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--model", default="shakespeare", help="a directory or an embedded model"
-    )
+    parser.add_argument("--model", default="shakespeare", help="a directory or an embedded model")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--capacity", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=64)
