@@ -1,7 +1,7 @@
 """Builds ``kernels.cc`` with the machine's C++ compiler, once, and registers it with XLA.
 
 Without a compiler there are no kernels, and programs run in plain StableHLO with the same results up to
-rounding.
+rounding. A compiler that cannot build them is a warning.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,14 +68,19 @@ def load_kernels(directory: Path, processor: str) -> Kernels | None:
 
 def _build(compiler: str, library: Path) -> bool:
     """Writes the library whole or not at all; whether that worked."""
+    failed = "native kernels could not be built, and programs run without them: "
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             built = Path(folder) / library.name
             command = [compiler, *FLAGS, "-I", jax.ffi.include_dir(), str(SOURCE), "-o", str(built)]
-            if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+            run = subprocess.run(command, capture_output=True, check=False, text=True)
+            if run.returncode != 0:
+                reason = next((line for line in run.stderr.splitlines() if "error" in line), compiler)
+                warnings.warn(failed + reason, stacklevel=3)
                 return False
             os.replace(built, library)
-    except OSError:
+    except OSError as error:
+        warnings.warn(failed + str(error), stacklevel=3)
         return False
     return True

@@ -13,6 +13,8 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <memory>
+#include <thread>
 #include <type_traits>
 #include <vector>
 
@@ -23,9 +25,15 @@ namespace ffi = xla::ffi;
 namespace {
 
 constexpr int64_t kSmall = 1 << 15;  // multiply-adds below which another thread costs more than it saves
+constexpr int64_t kSpins = 2000;     // looks at whether the others are done before giving way
 constexpr int64_t kParts = 4;       // parts for each thread: a thread that is late holds up less
 
-// Runs work(first, last) over [0, count) on the pool and here; returns when all of it is done.
+struct Progress {
+  std::atomic<int64_t> next{0}, done{0};
+};
+
+// Runs work(first, last) over [0, count) on the pool and here; returns when all of it is done. A thread of the
+// pool that comes late finds nothing left: only parts that were begun are waited for.
 template <typename Work>
 void Spread(ffi::ThreadPool& pool, int64_t count, int64_t operations, const Work& work) {
   const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
@@ -34,23 +42,17 @@ void Spread(ffi::ThreadPool& pool, int64_t count, int64_t operations, const Work
     work(0, count);
     return;
   }
-  std::atomic<int64_t> next{0};
-  std::atomic<int64_t> running{0};
-  auto drain = [&] {
-    for (int64_t part = next.fetch_add(1); part < parts; part = next.fetch_add(1)) {
+  auto progress = std::make_shared<Progress>();  // outlives this call in threads that come late
+  auto drain = [progress, parts, count, &work] {
+    for (int64_t part = progress->next.fetch_add(1); part < parts; part = progress->next.fetch_add(1)) {
       work(part * count / parts, (part + 1) * count / parts);
+      progress->done.fetch_add(1, std::memory_order_release);
     }
   };
-  const int64_t others = std::min(threads, parts) - 1;
-  running.store(others);
-  for (int64_t i = 0; i < others; ++i) {
-    pool.Schedule([&] {
-      drain();
-      running.fetch_sub(1);
-    });
-  }
+  for (int64_t i = 1; i < std::min(threads, parts); ++i) pool.Schedule([drain] { drain(); });
   drain();
-  while (running.load() != 0) {
+  for (int64_t spins = 0; progress->done.load(std::memory_order_acquire) != parts; ++spins) {
+    if (spins > kSpins) std::this_thread::yield();
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #endif

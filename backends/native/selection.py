@@ -63,10 +63,12 @@ def needed_nodes(
 
 def _projection(node: Node, kernels: Kernels) -> Selected | None:
     """y[..., n] = sum over d of x[..., d] · w[n, d], for a few x."""
-    x_term, w_term, result = split_subscripts(node.params["subscripts"])
-    x, w = node.sources
-    if len(w_term) != 2 or w_term[1] != x_term[-1:] or result != x_term[:-1] + w_term[0]:
+    first, second, result = split_subscripts(node.params["subscripts"])
+    both = ((node.sources, first, second), (node.sources[::-1], second, first))
+    found = [sources for sources, x_term, w_term in both if _is_projection(x_term, w_term, result)]
+    if not found:
         return None
+    x, w = found[0]
     rows = math.prod(x.tensor.static_shape[:-1])
     if rows > MOST_ROWS or w.tensor.size < LEAST_WEIGHTS or x.tensor.dtype != "f32":
         return None
@@ -75,6 +77,10 @@ def _projection(node: Node, kernels: Kernels) -> Selected | None:
         return _call(block, kernels.target("project"), (x, w), node.tensor, "")
 
     return Selected((x, w), lower)
+
+
+def _is_projection(x_term: str, w_term: str, result: str) -> bool:
+    return len(w_term) == 2 and w_term[1] == x_term[-1:] and result == x_term[:-1] + w_term[0]
 
 
 # ---- attention ----

@@ -1,0 +1,169 @@
+"""Native kernels: the numbers of plain StableHLO, chosen where they fit, absent without a compiler."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+import systolic as sy
+from systolic.backends.native import build, load_kernels
+from systolic.backends.stablehlo import emit_stablehlo
+from systolic.backends.xla import XlaBackend, processor
+from systolic.compiler.derive import choose_states, derive_chunk
+from systolic.models.load import load
+from systolic.runner.executable import compile
+
+
+@pytest.fixture(scope="module")
+def native():
+    if not any(map(shutil.which, build.COMPILERS)):
+        pytest.skip("this machine has no C++ compiler")
+    backend = XlaBackend("cpu")
+    assert backend.kernels is not None
+    return backend
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return XlaBackend("cpu", native=False)
+
+
+def run(backend, program, seed=0):
+    """The results of a program on random parameters, inputs and states."""
+    random = np.random.default_rng(seed)
+    rows, chunk = program.rows, program.chunk
+
+    def draw(node):
+        return random.normal(size=node.tensor.static_shape).astype(np.float32)
+
+    # Small weights keep scores small: large ones would magnify rounding through the exponential.
+    parameters = {node.name: 0.1 * draw(node) for node in program.graph.parameters}
+    inputs, states = {}, {}
+    for node in program.graph.inputs:
+        if node.name.startswith("state."):
+            states[node.name.removeprefix("state.")] = draw(node)
+        else:
+            inputs[node.name] = draw(node)
+    inputs["offset"] = random.integers(0, program.capacity - chunk, rows).astype(np.int32)
+    inputs["length"] = np.full(rows, chunk, np.int32)
+    results, updated = backend.prepare(program).run(parameters, inputs, states)
+    return {name: np.asarray(value) for name, value in {**results, **updated}.items()}
+
+
+def attention(heads=2, group=3, size=20, width=12, *, window=None, cap=None, scale=0.3):
+    def model(x):
+        def weight(name, count):
+            return (sy.parameter(name, (count, 64)) @ x).reshape
+
+        q = weight("q", heads * group * size)(heads, group, size)
+        k = weight("k", heads * size)(heads, size)
+        v = weight("v", heads * width)(heads, width)
+        scores = sy.einsum("hgd,phd->hgp", q, sy.history(k, window)) * scale
+        if cap is not None:
+            scores = sy.tanh(scores / cap) * cap
+        return sy.einsum("hgp,phe->hge", sy.softmax(scores), sy.history(v, window)).reshape(-1)
+
+    return sy.trace(model, x="f32[64]")
+
+
+def chunk_program(graph, *, rows=1, chunk=1, capacity=40):
+    plan = choose_states(graph, "sources")
+    return derive_chunk(graph, plan, rows=rows, chunk=chunk, capacity=capacity, reserve=chunk, last=False)
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        attention(),
+        attention(1, 8, 64, 64, window=5),
+        attention(3, 1, 7, 33, cap=2.0),
+        attention(2, 5, 16, 16),
+    ],
+    ids=["grouped", "window", "bounded", "odd"],
+)
+@pytest.mark.parametrize(("rows", "chunk"), [(1, 1), (3, 1), (2, 6)])
+def test_attention_is_that_of_plain_stablehlo(native, plain, graph, rows, chunk):
+    program = chunk_program(graph, rows=rows, chunk=chunk)
+    assert "systolic_attend" in native.prepare(program).text
+    got, want = run(native, program), run(plain, program)
+    for name, value in want.items():
+        np.testing.assert_allclose(got[name], value, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8])
+@pytest.mark.parametrize("shape", [(257, 70), (64, 1030), (33, 512)])
+def test_projections_of_a_few_rows(native, plain, rows, shape):
+    graph = sy.trace(lambda x: sy.parameter("w", shape) @ x, x=f"f32[{shape[1]}]")
+    program = chunk_program(graph, rows=rows)
+    assert "systolic_project" in native.prepare(program).text
+    got, want = run(native, program)["output"], run(plain, program)["output"]
+    np.testing.assert_allclose(got, want, rtol=0, atol=3e-6 * np.abs(want).max())
+
+
+def test_many_rows_and_small_weights_stay_with_xla(native):
+    graph = sy.trace(lambda x: sy.parameter("w", (64, 256)) @ x, x="f32[256]")
+    assert "custom_call" not in native.prepare(chunk_program(graph, rows=9)).text
+    small = sy.trace(lambda x: sy.parameter("w", (8, 16)) @ x, x="f32[16]")
+    assert "custom_call" not in native.prepare(chunk_program(small)).text
+
+
+def test_attention_that_is_looked_at_stays_open(native):
+    def model(x):
+        probabilities = sy.softmax(sy.einsum("hd,phd->hp", x, sy.history(x))).named("probs")
+        return {
+            "mixed": sy.einsum("hp,phd->hd", probabilities, sy.history(x)),
+            "least": sy.sum(probabilities**2),
+        }
+
+    program = chunk_program(sy.trace(model, x="f32[4,8]"))
+    assert "systolic_attend" not in native.prepare(program).text
+
+
+def test_what_is_hidden_is_not_read(native):
+    program = chunk_program(attention(), capacity=40)
+    random = np.random.default_rng(1)
+    parameters = {
+        n.name: random.normal(size=n.tensor.static_shape).astype(np.float32) for n in program.graph.parameters
+    }
+    states = {s.name: np.full(s.type.static_shape, np.nan, np.float32) for s in program.states}
+    x = random.normal(size=(1, 1, 64)).astype(np.float32)
+    inputs = {"x": x, "offset": np.zeros(1, np.int32), "length": np.ones(1, np.int32)}
+    results, _ = native.prepare(program).run(parameters, inputs, states)
+    assert np.isfinite(np.asarray(results["output"])).all()
+
+
+def test_states_stay_in_place(native):
+    program = chunk_program(attention(2, 2, 64, 64), capacity=4096)
+    prepared = native.prepare(program)
+    assert prepared.memory.temp_size_in_bytes < program.states[0].bytes / 4
+    assert prepared.memory.alias_size_in_bytes >= sum(state.bytes for state in program.states)
+
+
+@pytest.mark.parametrize("name", ["llama_gqa_llama3", "gemma2", "mistral_sliding"])
+def test_models_say_the_same_with_and_without(shared, native, plain, name):
+    folder = shared / "oracle" / name
+    model, recorded = load(folder), np.load(folder / "oracle.npz")
+    executable = compile(model, capacity=64, chunk=16)
+    text = executable.programs.chunk(1).text
+    assert text.count("@systolic_attend") == len(executable.states) // 2
+    reply = executable.generate(recorded["ids_1"].tolist(), max_new_tokens=24, ignore_eos=True)
+    assert reply == recorded["greedy_1"].tolist()
+
+
+def test_without_a_compiler_there_are_none(monkeypatch, tmp_path):
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    assert load_kernels(tmp_path, processor()) is None
+
+
+def test_a_compiler_that_fails_is_a_warning(monkeypatch, tmp_path):
+    monkeypatch.setattr(build, "FLAGS", ("--no-such-flag",))
+    if any(map(shutil.which, build.COMPILERS)):
+        with pytest.warns(UserWarning, match="run without them"):
+            assert load_kernels(tmp_path, processor()) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_programs_that_are_written_call_none():
+    assert "custom_call" not in emit_stablehlo(chunk_program(attention()))
