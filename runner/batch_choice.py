@@ -49,7 +49,7 @@ class BatchChooser:
     def enter(self, row: int, sampling: Row, stops: Sequence[int]) -> bool:
         """Takes the numbers of a row, and the tokens that end it; False if its tokens must be chosen on
         the host."""
-        if not self._is_possible:
+        if not self._is_possible or len(stops) > self._stops.shape[1]:
             return False
         try:
             numbers = row_inputs(USUAL, [sampling])

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..ir.errors import SystolicError
 from .decode_loop import raise_if_failed
-from .generate import Generation, sampling_row
+from .generate import Alternative, Generation, sampling_row
 from .sampling.chain import DAMAGED, NOTHING_LEFT
 from .sampling.host import HostSampler
 
@@ -25,6 +25,12 @@ class Chooser:
         self.row = sampling_row(executable, prompt, generation)
         self._executable = executable
         self._prompt = prompt
+        self._logprobs = generation.logprobs
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether more is made of the logits than a token."""
+        return self._logprobs is not None
 
     @cached_property
     def _sampler(self) -> HostSampler:
@@ -44,6 +50,16 @@ class Chooser:
         ``SystolicError`` if the logits are not numbers.
         """
         return self.checked(self._sampler.choose(logits, tokens, banned, attempt), tokens)
+
+    def chances(self, logits: np.ndarray, token: int) -> tuple[float | None, tuple[Alternative, ...]]:
+        """The log-probability of the chosen token as the model gave it, and the likeliest ones, as far as
+        they are asked for."""
+        if self._logprobs is None:
+            return None, ()
+        shifted = logits - logits.max()
+        scores = shifted - np.log(np.exp(shifted).sum())
+        best = np.argsort(-scores, kind="stable")[: self._logprobs]
+        return float(scores[token]), tuple(Alternative(int(i), float(scores[i])) for i in best)
 
     def checked(self, token: int, tokens: Sequence[int]) -> int:
         """The token that was chosen behind ``tokens``; ``SystolicError`` if none could be."""

@@ -18,6 +18,7 @@ from .commands.graph import graph
 from .commands.models import models
 from .commands.run import run
 from .commands.score import score
+from .commands.serve import serve
 from .commands.targets import targets
 from .commands.view import view
 
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(chat)
+app.command()(serve)
 app.command()(check)
 app.command()(graph)
 app.command("compile")(compile_model)

@@ -9,6 +9,8 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..ir.errors import SystolicError
 from .batch import Batch
 from .batch_choice import BatchChooser
@@ -238,7 +240,7 @@ class Scheduler:
             if row in drawn:
                 self._say(row, partial(slot.chooser.checked, drawn[row], slot.text))
             else:
-                self._say(row, partial(slot.chooser.choose, fetched[row, 0], slot.text))
+                self._say(row, partial(slot.chooser.choose, fetched[row, 0], slot.text), fetched[row, 0])
 
     def _can_run_ahead(self) -> bool:
         """Whether nobody is kept waiting, and every token can be chosen on the device."""
@@ -267,12 +269,13 @@ class Scheduler:
                 if at < len(tokens) and self._slots[row] is used[row]:  # else a stop string has ended it
                     self._say(row, partial(used[row].chooser.checked, tokens[at], used[row].text))
 
-    def _say(self, row: int, choose: Callable[[], int]) -> None:
-        """Goes on with the chosen token of a row."""
+    def _say(self, row: int, choose: Callable[[], int], logits: np.ndarray | None = None) -> None:
+        """Goes on with the chosen token of a row; ``logits`` [V] where they are on the host."""
         slot = self._slot(row)
         try:
             token = choose()
-            step = slot.reply.push(token)
+            chances = (None, ()) if logits is None else slot.chooser.chances(logits, token)
+            step = slot.reply.push(token, *chances)
         except SystolicError as error:  # of this text alone
             slot.request.fail(error)
             self._rows.clear(row)
@@ -325,7 +328,7 @@ class Scheduler:
             self.statistics.reused_positions += request.reused
         reply = Reply(self.executable, prompt, request.generation)
         ends = request.generation.end_tokens(self.executable.model.eos_ids)
-        is_usual = self._batch_chooser.enter(row, chooser.row, ends)
+        is_usual = not chooser.needs_logits and self._batch_chooser.enter(row, chooser.row, ends)
         self._slots[row] = Slot(request, prompt, prompt[request.reused :], reply, chooser, is_usual)
 
     def _store(self, row: int) -> None:
