@@ -136,7 +136,6 @@ def test_fused_weights_of_xlstm_are_the_single_ones_below_each_other():
         (XLSTM | {"weight_mode": "mixed"}, "weight_mode must be single or fused"),
         (XLSTM | {"embedding_dim": 4}, "embedding_dim is not hidden_size"),
         ({"model_type": "mamba2", "num_heads": 3}, r"num_heads \* head_dim is not expand \* hidden_size"),
-        ({"model_type": "mamba2", "norm_before_gate": True}, "norm behind the gate"),
         ({"model_type": "mamba2", "n_groups": 3}, "128 heads cannot be in 3 groups"),
         ({"model_type": "nemotron_h", "hybrid_override_pattern": "M?"}, "a layer is one of .* not '\\?'"),
         ({"model_type": "zamba2", "layers_block_type": ["attention"]}, "linear_attention or hybrid"),

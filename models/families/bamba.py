@@ -26,7 +26,8 @@ class StateSpaceDecoder(RotaryDecoder):
     # How the library computes, how it was trained, and how many logits it returns.
     harmless: ClassVar[frozenset[str]] = frozenset({
         "mamba_chunk_size", "z_loss_coefficient", "num_logits_to_keep", "layers_block_type", "layer_types",
-        "use_mamba_kernels", "attn_rotary_emb",
+        "use_mamba_kernels", "attn_rotary_emb", "mamba_use_mlp", "mlp_expansion_factor", "time_step_rank",
+        "time_step_min", "time_step_max", "time_step_floor",
     })  # fmt: skip
 
     vocab_size: Size = 128000

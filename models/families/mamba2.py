@@ -19,10 +19,11 @@ from ..weights import Naming
 
 @dataclass(frozen=True, kw_only=True)
 class Mamba2:
-    # How training began, how residuals are rounded in half precision, and how the library computes.
+    # How training began, how residuals are rounded in half precision, and how the library computes: whatever
+    # norm_before_gate and rms_norm say, it gates first, and there is a norm.
     harmless: ClassVar[frozenset[str]] = frozenset({
         "time_step_rank", "time_step_min", "time_step_max", "time_step_floor", "residual_in_fp32",
-        "rescale_prenorm_residual", "chunk_size",
+        "rescale_prenorm_residual", "chunk_size", "norm_before_gate", "rms_norm",
     })  # fmt: skip
 
     vocab_size: Size = 32768
@@ -39,15 +40,11 @@ class Mamba2:
     use_conv_bias: bool = True
     hidden_act: str = "silu"
     time_step_limit: tuple[float, ...] = (0.0, math.inf)
-    norm_before_gate: bool = False  # older files say so; the library always gates first
-    rms_norm: bool = True
     tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
         if self.num_heads * self.head_dim != int(self.expand * self.hidden_size):
             raise SystolicError("num_heads * head_dim is not expand * hidden_size")
-        if self.norm_before_gate or not self.rms_norm:
-            raise SystolicError("only a norm behind the gate is known: norm_before_gate false, rms_norm true")
 
     @property
     def context_length(self) -> int:
