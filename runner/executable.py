@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -21,12 +22,12 @@ from ..ir.graph import Graph
 from ..ir.types import DTYPES, FLOATS, TensorType
 from ..models.chat_template import Message
 from ..models.load import Model
-from ..models.spec import Config
 from .batch import Batch
 from .beams import BeamSearch, Hypothesis, beam_search
 from .chat import chat_prompt
 from .generate import Generation, Step, chunk_sizes, prepare_loop, run_rows, unwatched
-from .inputs import Inputs, table_size
+from .graph_model import model_of_graph
+from .inputs import Inputs
 from .lengths import LENGTH_INPUT
 from .options import GRAPH_CAPACITY, Options, options_for
 from .programs import DerivedPrograms, Programs, ProgramSource
@@ -36,6 +37,7 @@ from .session import Session
 from .snapshot import Snapshot
 from .sources import EncoderStates, Source
 from .speculation import Speculation
+from .taps import Taps, patched, tapped
 from .tokens import TextStream, Tokenizer
 from .undo import Undo
 
@@ -140,6 +142,26 @@ class Executable:
         """Reads such a file; ``SystolicError`` if another model made it, or if it does not fit."""
         return load_state(self, Path(path))
 
+    # ---- looking inside ----
+
+    def tap(self, *names: str) -> Taps:
+        """Reads streams of the model by their names in dumps, like ``layers.*.attn.probs``; see ``Taps``."""
+        return tapped(self, names)
+
+    def patch(self, name: str, value: Any = None, *, add: Any = None, scale: Any = None) -> Executable:
+        """The same model, in which streams are something else for all that read them; see ``patched``."""
+        return patched(self, name, {"replace": value, "add": add, "scale": scale})
+
+    def with_graph(self, graph: Graph, weights: Mapping[str, np.ndarray]) -> Executable:
+        """The same model with another graph, and the weights that it has beside those of this one."""
+        known = ChainMap(dict(weights), self.model.weights or {})  # type: ignore[arg-type]  # only read
+        model = replace(self.model, graph=graph, weights=known)
+        source = DerivedPrograms(run_passes(graph)[-1].graph, self.options)
+        made = Executable(model, self.options, self.backend, source)
+        more = {name: self.backend.place(array) for name, array in weights.items()}
+        made.__dict__["parameters"] = {**self.parameters, **more}
+        return made
+
     # ---- whole texts ----
 
     def score(self, ids: Source, *, target: Sequence[int] | None = None) -> np.ndarray:
@@ -149,11 +171,14 @@ class Executable:
         ``target``, which begins with the model's start token. ``EncoderStates`` are read in place of a
         source.
         """
+        return self.score_outputs(ids, target)[self.logits_output].astype(np.float32)
+
+    def score_outputs(self, ids: Source, target: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """All outputs [T, …] by name of such a pass."""
         texts = self.inputs.to_score(ids, target)
         *sources, text = map(len, texts.values())
         programs = self.programs.behind_encoder if isinstance(ids, EncoderStates) else self.programs
-        program = programs.score(text, *sources)
-        return self._whole_text(program, texts)[self.logits_output].astype(np.float32)
+        return self._whole_text(programs.score(text, *sources), texts)
 
     def log_likelihoods(self, ids: Source, *, target: Sequence[int] | None = None) -> np.ndarray:
         """log P of each token after the first, given those before it: float64 [T - 1].
@@ -367,22 +392,3 @@ def compile(
     model = model.for_texts_up_to(options.capacity)
     final = run_passes(model.graph)[-1].graph
     return Executable(model, options, backend_named(backend, cache), DerivedPrograms(final, options))
-
-
-def model_of_graph(graph: Graph, weights: Mapping[str, np.ndarray] | None, capacity: int) -> Model:
-    """A model without tokenizer or special tokens, around a traced graph."""
-    return Model(
-        name=graph.name,
-        path=Path(),
-        config=Config(graph.name, {}),
-        graph=graph,
-        weights=weights if weights or graph.parameters else {},
-        vocabulary_size=min((table_size(graph, node) for node in graph.inputs), default=2**31),
-        context_length=capacity,
-        bos_id=None,
-        eos_ids=(),
-        tokenizer_path=None,
-        add_bos=False,
-        start_id=None,
-        sampling={},
-    )

@@ -11,7 +11,8 @@ from ..ir.errors import SystolicError
 from ..ir.graph import Graph
 from ..models.load import Model, load
 from .artifacts import compiled_model, is_compiled, open_compiled
-from .executable import Executable, compile, model_of_graph
+from .executable import Executable, compile
+from .graph_model import model_of_graph
 from .options import GRAPH_CAPACITY
 
 

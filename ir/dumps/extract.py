@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 
 from ..errors import SystolicError
 from ..graph import Graph, Node, copy_node, make_node
@@ -26,9 +27,27 @@ def find_node(graph: Graph, name: str) -> Node:
             f"{len(ending)} nodes of {graph.name} end with {name!r}: {', '.join(ending[:3])}, …; "
             "expected the full name of one"
         )
+    raise SystolicError(f"{graph.name} has no node {name!r}{_similar(graph, name)}")
+
+
+def find_nodes(graph: Graph, pattern: str) -> list[Node]:
+    """The nodes whose names fit ``pattern``, in the order of the graph, at least one.
+
+    ``*`` stands for any characters, ``?`` for one, ``[0-3]`` for one of those; a pattern without any is a
+    name as in ``find_node``. ``SystolicError`` that names similar nodes where nothing fits.
+    """
+    if not any(character in pattern for character in "*?["):
+        return [find_node(graph, pattern)]
+    found = [node for name, node in graph.by_name.items() if fnmatchcase(name, pattern)]
+    if not found:
+        first = pattern.replace("*", "0")  # as a name in the first layer would be
+        raise SystolicError(f"{graph.name} has no node like {pattern!r}{_similar(graph, first)}")
+    return found
+
+
+def _similar(graph: Graph, name: str) -> str:
     close = get_close_matches(name, graph.by_name, n=3, cutoff=0.5)
-    hint = f"; similar: {', '.join(close)}" if close else ""
-    raise SystolicError(f"{graph.name} has no node {name!r}{hint}")
+    return f"; similar: {', '.join(close)}" if close else ""
 
 
 def neighbourhood(graph: Graph, center: Node, depth: int) -> Graph:
