@@ -17,6 +17,7 @@ from .chat_template import ChatTemplate, Message, read_chat_template
 from .embedded import DEFAULT, embedded_models
 from .families import build, family_of
 from .length import with_text_length
+from .positions import looks_positions_up
 from .spec import Config, read_config
 from .weights import fit, read_checkpoint
 
@@ -40,7 +41,8 @@ class Model:
     """A model that is ready to be compiled. ``weights`` is None for a bare config.json.
 
     ``graph`` computes ``logits`` f32[vocabulary_size] from ``token`` i32[]. ``context_length`` is how
-    many positions the model was made for. ``add_bos`` says whether a text begins with ``bos_id``;
+    many positions the model was made for, ``is_bounded`` whether it has none beyond. ``add_bos`` says
+    whether a text begins with ``bos_id``;
     ``start_id`` is what an encoder-decoder's target begins with; ``source_length`` how many positions its
     source can have, where that is not the context.
     ``sampling`` is how generation_config.json asks tokens to be drawn (temperature, top_k, top_p); it is
@@ -66,6 +68,7 @@ class Model:
     source_length: int | None = None
     shortest_like: Callable[[int], int] | None = None
     chat_template: ChatTemplate | None = None
+    is_bounded: bool = False
 
     def chat_prompt(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any
@@ -110,6 +113,7 @@ def load(path_or_name: str | Path = DEFAULT, dtype: str = "f32") -> Model:
         vocabulary_size=spec.vocab_size,
         context_length=spec.context_length,
         source_length=getattr(spec, "source_length", None),
+        is_bounded=looks_positions_up(graph),
         shortest_like=getattr(spec, "shortest_like", None) if TEXT in graph.clocks else None,
         **_generation(config, directory),
     )

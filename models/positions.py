@@ -23,6 +23,7 @@ from ..compiler.language import (
     zeros,
 )
 from ..compiler.stream import Stream
+from ..ir.graph import Graph, postorder
 from ..ir.types import MAIN
 
 UNLIMITED = 2**31 - 1  # the context of a model that has no positions: they are counted in i32
@@ -32,6 +33,18 @@ def learned_positions(name: str, count: int, width: int, *, offset: int = 0, clo
     """Row t + ``offset`` of the table ``name``.weight [count, width]: f32[width]."""
     table, row = parameter(f"{name}.weight", (count, width)), position(clock)
     return take(table, row + offset if offset else row)
+
+
+def looks_positions_up(graph: Graph) -> bool:
+    """Whether a table of learned positions ends somewhere, so that no text can be longer: a row of a
+    parameter is chosen by a number that is counted and not given."""
+    indices = [node.sources[1] for node in graph.nodes if node.op.name == "take"]
+    tables = [node.sources[0].op.name == "parameter" for node in graph.nodes if node.op.name == "take"]
+    chosen = [
+        index for index, is_table in zip(indices, tables, strict=True) if is_table and not index.tensor.rank
+    ]
+    counted = postorder((i for i in chosen if i.op.name != "input"), lambda node: node.sources)
+    return any(node.op.name in ("position", "feedback") for node in counted)
 
 
 def sinusoidal_positions(width: int, *, base: float = 10000.0, clock: str = MAIN) -> Stream:

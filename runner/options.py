@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from ..models.load import Model
 from .sampling import is_integer
 
 DEFAULT_CAPACITY = 1024  # of a model that was made for at least as many positions
-GRAPH_CAPACITY = 256  # of a bare graph, which does not say
+GRAPH_CAPACITY = 256  # of a bare graph, which does not say, and at least of a model that has no bound
 DEFAULT_CHUNK = 128
 SMALLEST_CHUNK = 16  # below it, another program saves less time than compiling it takes
 
@@ -76,14 +77,22 @@ def options_for(
     state: str = "auto",
     cache_directory: Path | None = None,
 ) -> Options:
-    """The options for a model; a capacity or chunk that is not given follows from its context."""
+    """The options for a model; a capacity or chunk that is not given follows from its context.
+
+    Texts may be longer than the context that a model was made for, unless its positions end there.
+    """
     if capacity is None:
         capacity = min(model.context_length, DEFAULT_CAPACITY)
+        if not model.is_bounded and model.shortest_like is None:
+            capacity = max(capacity, GRAPH_CAPACITY)
     chunk = min(capacity, DEFAULT_CHUNK) if chunk is None else chunk
     options = Options(backend, batch, capacity, chunk, state, cache_directory, model.source_length)
-    if capacity > model.context_length:
-        limit = f"the {model.context_length} positions that {model.name} was made for"
+    if capacity > model.context_length and model.is_bounded:
+        limit = f"the {model.context_length} positions that {model.name} has"
         raise SystolicError(f"a capacity of {capacity} is more than {limit}")
+    if capacity > max(model.context_length, GRAPH_CAPACITY):
+        made_for = f"{model.name} was made for {model.context_length} positions"
+        warnings.warn(f"{made_for}; what it says behind them may make little sense", stacklevel=3)
     return options
 
 

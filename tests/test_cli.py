@@ -454,7 +454,6 @@ def test_a_directory_appears_when_it_is_complete(tmp_path):
         ("run MODEL --prompt x --backend abacus", "abacus"),
         ("run MODEL --prompt x --state guess", "state must be one of"),
         ("run MODEL --prompt x --capacity 0", "capacity must be an integer of at least 1"),
-        ("run MODEL --prompt x --capacity 1000", "a capacity of 1000 is more than the 512 positions"),
         ("run MODEL --prompt abcdefghijkl --capacity 4", "more than the capacity of 4"),
         ("run GPT2 --prompt-ids ,", "prompt is empty"),
         ("run GPT2 --prompt x", "has no tokenizer; give the prompt as token ids"),

@@ -239,8 +239,17 @@ def test_mistakes_in_prompts_are_named(stories):
         executable.generate([])
     with pytest.raises(sy.SystolicError, match="list of integer token ids"):
         executable.generate([1.5])
-    with pytest.raises(sy.SystolicError, match="a capacity of 513 is more than the 512 positions"):
-        compile(stories[0], capacity=513)
+
+
+def test_a_text_is_bounded_by_positions_that_are_looked_up_alone(stories, shared):
+    with pytest.warns(UserWarning, match="made for 512 positions"):
+        executable = compile(stories[0], backend="numpy", capacity=600)
+    assert len(executable.generate([1] * 590, max_new_tokens=4, ignore_eos=True)) == 4
+    learned = load(shared / "oracle" / "gpt2")
+    assert learned.is_bounded
+    assert not stories[0].is_bounded
+    with pytest.raises(sy.SystolicError, match="is more than the 80 positions that gpt2 has"):
+        compile(learned, capacity=81)
 
 
 def test_an_empty_text_needs_a_bos_token(stories):
