@@ -111,7 +111,8 @@ class XlaBackend:
         self.device = self._client.local_devices()[0]
         self.cache_directory = default_cache_directory() if cache_directory is None else cache_directory
         is_native = native and self._client.platform == "cpu"
-        self.kernels = load_kernels(self.cache_directory, processor()) if is_native else None
+        # One place for all, whatever the directory of programs: a process can register a kernel only once.
+        self.kernels = load_kernels(default_cache_directory(), processor()) if is_native else None
 
     def prepare(self, program: Program) -> XlaProgram:
         """Emits and compiles the program, or loads what an earlier process compiled."""

@@ -24,6 +24,7 @@ namespace ffi = xla::ffi;
 
 namespace {
 
+constexpr int64_t kAhead = 2048;      // bytes that are asked for before they are needed
 constexpr int64_t kSmall = 1 << 15;  // multiply-adds below which another thread costs more than it saves
 constexpr int64_t kSpins = 2000;     // looks at whether the others are done before giving way
 constexpr int64_t kParts = 4;       // parts for each thread: a thread that is late holds up less
@@ -96,21 +97,30 @@ inline Floats WidenAll(const uint16_t* w) {
 }
 
 inline float Sum(Floats vector) {
-  float total = 0;
-  for (int j = 0; j < kLanes; ++j) total += vector[j];
-  return total;
+#if defined(__AVX512F__)
+  typedef float Half __attribute__((vector_size(32)));
+  Half parts[2];
+  std::memcpy(parts, &vector, sizeof(parts));
+  Half total = parts[0] + parts[1];
+#else
+  Floats total = vector;
+#endif
+  return ((total[0] + total[4]) + (total[1] + total[5])) + ((total[2] + total[6]) + (total[3] + total[7]));
 }
 
-// sums[m][r] = x[m] . rows[r] over `count` elements; the x are `stride` apart. Every row and every x is
-// read once, for M * R sums in registers.
+// sums[m][r] = x[m] . rows[r] over `count` elements, lane by lane; the x are `stride` apart. Every row and
+// every x is read once, for M * R sums in registers.
 template <int M, int R, typename W>
-inline void Dots(const float* x, int64_t stride, const W* const* rows, int64_t count, float (*sums)[R]) {
+inline void Dots(const float* x, int64_t stride, const W* const* rows, int64_t count, Floats (*sums)[R]) {
   Floats lanes[M][R] = {};
   int64_t k = 0;
   for (; k + kLanes <= count; k += kLanes) {
     Floats wide[R];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) wide[r] = WidenAll(rows[r] + k);
+    for (int r = 0; r < R; ++r) {
+      wide[r] = WidenAll(rows[r] + k);
+      __builtin_prefetch(reinterpret_cast<const char*>(rows[r] + k) + kAhead, 0, 0);
+    }
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       const Floats value = Read<Floats>(x + m * stride + k);
@@ -120,9 +130,10 @@ inline void Dots(const float* x, int64_t stride, const W* const* rows, int64_t c
   }
   for (int m = 0; m < M; ++m) {
     for (int r = 0; r < R; ++r) {
-      float total = Sum(lanes[m][r]);
-      for (int64_t rest = k; rest < count; ++rest) total += x[m * stride + rest] * Widen(rows[r][rest]);
-      sums[m][r] = total;
+      for (int64_t rest = k; rest < count; ++rest) {
+        lanes[m][r][0] += x[m * stride + rest] * Widen(rows[r][rest]);
+      }
+      sums[m][r] = lanes[m][r];
     }
   }
 }
@@ -145,14 +156,14 @@ inline void Unpack(const Packed* packed, int64_t half, float* wide) {
 }
 
 template <int M, int R, typename W>
-inline void GroupDots(const float* x, int64_t k, const W* w, int64_t size, float*, float (*sums)[R]) {
+inline void GroupDots(const float* x, int64_t k, const W* w, int64_t size, float*, Floats (*sums)[R]) {
   const W* rows[R];
   for (int r = 0; r < R; ++r) rows[r] = w + r * k;
   Dots<M, R, W>(x, size, rows, size, sums);
 }
 
 template <int M, int R>
-inline void GroupDots(const float* x, int64_t k, const Packed* w, int64_t size, float* wide, float (*sums)[R]) {
+inline void GroupDots(const float* x, int64_t k, const Packed* w, int64_t size, float* wide, Floats (*sums)[R]) {
   const float* rows[R];
   for (int r = 0; r < R; ++r) {
     Unpack(w + r * k / 2, size / 2, wide + r * size);
@@ -166,11 +177,11 @@ constexpr int64_t PerElement() {
   return std::is_same<W, Packed>::value ? 2 : 1;
 }
 
-// sums[r][m] += scale * (x[m] . row r) over one block of k, for R rows of weights.
+// sums[r][m] += scale * (x[m] . row r) over one block of k, lane by lane, for R rows of weights.
 template <int M, int R, typename W>
 inline void AddBlock(const float* x, const W* w, const float* scales, int64_t groups, int64_t k, int64_t block,
-                     float* wide, float (*sums)[M]) {
-  float part[M][R];
+                     float* wide, Floats (*sums)[M]) {
+  Floats part[M][R];
   GroupDots<M, R>(x, k, w, block, wide, part);
   for (int r = 0; r < R; ++r) {
     const float scale = scales == nullptr ? 1.0f : scales[r * groups];
@@ -185,14 +196,14 @@ template <int M, typename W>
 void ProjectRows(const float* x, const W* w, const float* scales, float* y, int64_t n, int64_t k,
                  int64_t groups, int64_t first, int64_t last) {
   constexpr int R = RowsAtOnce(M);
-  constexpr int64_t kTile = 16 * R, kBlock = 512, kPer = PerElement<W>();
+  constexpr int64_t kTile = 8 * R, kBlock = M >= 8 ? 512 : 1024, kPer = PerElement<W>();
   const int64_t size = k / groups, block = groups > 1 || M == 1 ? size : kBlock;
   std::vector<float> wide(kPer == 2 ? R * block : 0), near(M > 1 ? M * k : 0);
   for (int64_t at = 0; at < k && M > 1; at += block) {
     const int64_t length = std::min(block, k - at);
     for (int m = 0; m < M; ++m) std::copy_n(x + m * k + at, length, near.data() + M * at + m * length);
   }
-  float sums[kTile][M];
+  Floats sums[kTile][M];
   for (int64_t tile = first; tile < last; tile += kTile) {
     const int64_t rows = std::min(kTile, last - tile);
     std::memset(sums, 0, sizeof(sums));
@@ -212,7 +223,7 @@ void ProjectRows(const float* x, const W* w, const float* scales, float* y, int6
       }
     }
     for (int64_t row = 0; row < rows; ++row) {
-      for (int m = 0; m < M; ++m) y[m * n + tile + row] = sums[row][m];
+      for (int m = 0; m < M; ++m) y[m * n + tile + row] = Sum(sums[row][m]);
     }
   }
 }
@@ -275,20 +286,20 @@ void ScoreQueries(const float* q, const float* keys, const std::vector<int64_t>&
   constexpr int R = RowsAtOnce(M);
   const int64_t count = seen.size();
   const float* rows[R];
-  float sums[M][R];
+  Floats sums[M][R];
   int64_t i = 0;
   for (; i + R <= count; i += R) {
     for (int r = 0; r < R; ++r) rows[r] = keys + seen[i + r] * s.key;
     Dots<M, R, float>(q, s.key, rows, s.key, sums);
     for (int m = 0; m < M; ++m) {
-      for (int r = 0; r < R; ++r) scores[m * s.slots + i + r] = sums[m][r];
+      for (int r = 0; r < R; ++r) scores[m * s.slots + i + r] = Sum(sums[m][r]);
     }
   }
   for (; i < count; ++i) {
-    float one[M][1];
+    Floats one[M][1];
     rows[0] = keys + seen[i] * s.key;
     Dots<M, 1, float>(q, s.key, rows, s.key, one);
-    for (int m = 0; m < M; ++m) scores[m * s.slots + i] = one[m][0];
+    for (int m = 0; m < M; ++m) scores[m * s.slots + i] = Sum(one[m][0]);
   }
 }
 
