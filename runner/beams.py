@@ -57,6 +57,8 @@ class BeamSearch(Generation):
             raise SystolicError(f"n must be at most beams, and groups must divide beams: {problem}")
         if self.early_stopping not in (True, False, "never"):
             raise SystolicError(f"early_stopping must be True, False or 'never', not {self.early_stopping!r}")
+        if self.form is not None:
+            raise SystolicError("a beam search cannot be held to a grammar")
         if self.draws or self.stop:
             raise SystolicError("a beam search draws nothing and ends at no strings: no temperature, no stop")
 

@@ -11,6 +11,7 @@ import numpy as np
 from ..ir.errors import SystolicError
 from .decode_loop import raise_if_failed
 from .generate import Alternative, Generation, sampling_row
+from .grammar import Constraint
 from .sampling.chain import DAMAGED, NOTHING_LEFT
 from .sampling.host import HostSampler
 
@@ -26,11 +27,15 @@ class Chooser:
         self._executable = executable
         self._prompt = prompt
         self._logprobs = generation.logprobs
+        self._constraint: Constraint | None = None
+        if generation.form is not None:
+            ends = generation.end_tokens(executable.model.eos_ids)
+            self._constraint = executable.grammars.constraint(generation.form, ends)
 
     @property
     def needs_logits(self) -> bool:
         """Whether more is made of the logits than a token."""
-        return self._logprobs is not None
+        return self._logprobs is not None or self._constraint is not None
 
     @cached_property
     def _sampler(self) -> HostSampler:
@@ -47,8 +52,10 @@ class Chooser:
         """The token behind all of a text's ``tokens``, where the model gave ``logits`` [V].
 
         ``banned`` tokens are not chosen; another ``attempt`` has random numbers of its own. Raises
-        ``SystolicError`` if the logits are not numbers.
+        ``SystolicError`` if the logits are not numbers, or the text does not fit its grammar.
         """
+        if self._constraint is not None:
+            logits = np.where(self._constraint.allowed(tokens[self._prompt :]), logits, -np.inf)
         return self.checked(self._sampler.choose(logits, tokens, banned, attempt), tokens)
 
     def chances(self, logits: np.ndarray, token: int) -> tuple[float | None, tuple[Alternative, ...]]:
@@ -60,6 +67,10 @@ class Chooser:
         scores = shifted - np.log(np.exp(shifted).sum())
         best = np.argsort(-scores, kind="stable")[: self._logprobs]
         return float(scores[token]), tuple(Alternative(int(i), float(scores[i])) for i in best)
+
+    def completes(self, tokens: Sequence[int]) -> bool:
+        """Whether a text is over with its last token because its grammar says so."""
+        return self._constraint is not None and self._constraint.is_complete(tokens[self._prompt :])
 
     def checked(self, token: int, tokens: Sequence[int]) -> int:
         """The token that was chosen behind ``tokens``; ``SystolicError`` if none could be."""
@@ -81,6 +92,8 @@ class Chances:
         self._sampler = HostSampler(row, executable.logit_count, capacity, yields_scores=True)
         if self._sampler.learns:
             raise SystolicError("mirostat learns from each choice, so guessed tokens cannot be checked")
+        if generation.form is not None:
+            raise SystolicError("guessed tokens cannot be checked against a grammar")
 
     def of(self, logits: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
         """The distribution f64[V] behind a text's ``tokens``, where the model gave ``logits`` [V]."""

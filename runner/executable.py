@@ -25,7 +25,9 @@ from ..models.load import Model
 from .batch import Batch
 from .beams import BeamSearch, Hypothesis, beam_search
 from .chat import chat_prompt
+from .constrained import run_constrained
 from .generate import Generation, Step, chunk_sizes, prepare_loop, run_rows, unwatched
+from .grammar import Grammars
 from .graph_model import model_of_graph
 from .inputs import Inputs
 from .lengths import LENGTH_INPUT
@@ -71,6 +73,11 @@ class Executable:
         if model.tokenizer_path is None:
             return None
         return Tokenizer(model.tokenizer_path, add_bos=model.add_bos, bos_id=model.bos_id)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What new text can be made to fit, in the tokens of this model."""
+        return Grammars(self)
 
     @cached_property
     def parameters(self) -> Mapping[str, Any]:
@@ -259,14 +266,11 @@ class Executable:
         return (step.text for step in self.steps(prompt, **generation) if step.text)
 
     def chat(self, messages: Sequence[Message], **generation: Any) -> str:
-        """The model's answer to a conversation: messages with a ``role`` and a ``content``.
-
-        See ``chat_prompt`` for how it is written; ``exe.stream_chat`` yields it piece by piece.
-        """
+        """The model's answer to messages with a ``role`` and a ``content``; see ``chat_prompt``."""
         return "".join(self.stream_chat(messages, **unwatched(generation)))
 
     def stream_chat(self, messages: Sequence[Message], **generation: Any) -> Iterator[str]:
-        """The pieces of such an answer."""
+        """The answer piece by piece."""
         prompt = chat_prompt(self, messages)
         return self.stream(prompt.ids, **prompt.settings(generation))
 
@@ -322,7 +326,8 @@ class Executable:
         self, prompts: Sequence[Prompt | Source], generation: Generation, first_row: int = 0
     ) -> Iterator[list[Step | None]]:
         sources, ids = zip(*(self.prompt_of(prompt, generation) for prompt in prompts), strict=True)
-        return run_rows(self, ids, generation, first_row, sources=sources if self.inputs.source else ())
+        run = run_rows if generation.form is None else run_constrained
+        return run(self, ids, generation, first_row, sources if self.inputs.source else ())
 
     def prompt_of(self, prompt: Prompt | Source, generation: Generation) -> tuple[Source, list[int]]:
         """(source, text to continue): an encoder-decoder reads the prompt as its source.

@@ -1,4 +1,4 @@
-"""Writing results: whole or not at all."""
+"""Reading texts; writing results, whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..ir.errors import SystolicError
+
+
+def read_text(file: Path) -> str:
+    """The text in a file, line ends as they are; ``SystolicError`` if it cannot be had, or is not UTF-8."""
+    try:
+        return file.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        raise SystolicError(f"{file} is not a text in UTF-8") from None
+    except OSError as error:
+        raise SystolicError(f"{file} cannot be read: {error.strerror}") from None
 
 
 def write_file(path: Path, content: str | bytes, *, force: bool = False) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from ..ir.errors import SystolicError
 from .constraints import constraint_steps
 from .decode_loop import LONGEST_CALL, DecodeLoop, Made, Pace, chunk_sizes, loop_programs, raise_if_failed
+from .grammar import Grammar
 from .sampling import Row, Sampling, is_integer
 from .sampling.chain import structure_of
 from .sources import Source
@@ -61,10 +62,12 @@ class Generation(Sampling):
 
     ``stop``: strings that end it and are not shown; ``stop_tokens``: tokens that do, beside the model's
     own; ``ignore_eos`` goes on behind an end-of-sequence token, and heeds nothing that
-    generation_config.json forces or bans. ``prefix``: what the target of an
-    encoder-decoder begins with behind its start token. ``tokens_per_call`` is how many tokens one call of
-    the device makes, at most 64; by default that many where nobody reads along, and otherwise as many as
-    take about a twentieth of a second. It changes no token. Raises ``SystolicError`` that names the field.
+    generation_config.json forces or bans. ``prefix``: what the target of an encoder-decoder begins with
+    behind its start token. ``tokens_per_call`` is how many tokens one call of the device makes, at most 64;
+    by default that many where nobody reads along, and otherwise as many as take about a twentieth of a
+    second. It changes no token. ``json_schema`` (an object, or its JSON), ``regex`` or ``grammar`` (in
+    Lark's form) is what the new text must fit as a whole; it does unless ``max_new_tokens`` or the capacity
+    cuts it off. Raises ``SystolicError`` that names the field.
     """
 
     max_new_tokens: int = 64
@@ -73,6 +76,9 @@ class Generation(Sampling):
     ignore_eos: bool = False
     prefix: Sequence[int] = ()
     tokens_per_call: int | None = None
+    json_schema: Mapping[str, Any] | str | None = None
+    regex: str | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,6 +95,12 @@ class Generation(Sampling):
         object.__setattr__(self, "stop", stops)
         if not all(is_integer(token) and token >= 0 for token in self.stop_tokens):
             raise SystolicError(f"stop_tokens must be token ids, not {self.stop_tokens!r}")
+        _ = self.form  # raises for what is none
+
+    @property
+    def form(self) -> Grammar | None:
+        """The grammar that the new text must fit, if there is one."""
+        return Grammar.of_settings(self.json_schema, self.regex, self.grammar)
 
     def end_tokens(self, eos_ids: Sequence[int]) -> tuple[int, ...]:
         """The tokens of a model that end this text."""
@@ -118,23 +130,29 @@ class Reply:
         return min(self._generation.max_new_tokens - self._count, of_capacity)
 
     def push(
-        self, token: int, logprob: float | None = None, alternatives: tuple[Alternative, ...] = ()
+        self,
+        token: int,
+        logprob: float | None = None,
+        alternatives: tuple[Alternative, ...] = (),
+        *,
+        is_complete: bool = False,
     ) -> Step:
-        """The step of a new token: its text, and whether the row ends with it."""
+        """The step of a new token: its text, and whether the row ends with it, as it does where the text
+        ``is_complete``."""
         raise_if_failed(token, self._count)
         self._count += 1
-        reason, text = self._ending(token)
+        reason, text = self._ending(token, is_complete)
         self.is_over = reason is not None
         return Step(token, reason, text, logprob, alternatives)
 
-    def _ending(self, token: int) -> tuple[str | None, str]:
+    def _ending(self, token: int, is_complete: bool) -> tuple[str | None, str]:
         """Why the row ends with the token, if it does, and the text that can be shown."""
         if token in self._eos_ids:  # not text, whatever the tokenizer thinks of it
             return "eos", self._rest()[0]
         text, stopped = self._stops.push(self._stream.push(token)) if self._stream else ("", False)
         if stopped:
             return "stop", text
-        reason = self._limit_reason()
+        reason = "stop" if is_complete else self._limit_reason()
         if reason:
             rest, stopped = self._rest()
             return "stop" if stopped else reason, text + rest
@@ -170,6 +188,8 @@ def unwatched(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def prepare_loop(executable: Executable, prompt: int, generation: Generation, source: int = 0) -> None:
     """Makes the programs that rows behind prompts of so many tokens go on with."""
+    if generation.form is not None:
+        return  # each token is chosen on the host
     row = sampling_row(executable, prompt, generation)
     ends = generation.end_tokens(executable.model.eos_ids)
     table = _stop_table(executable, generation)

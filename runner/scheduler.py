@@ -275,7 +275,8 @@ class Scheduler:
         try:
             token = choose()
             chances = (None, ()) if logits is None else slot.chooser.chances(logits, token)
-            step = slot.reply.push(token, *chances)
+            is_complete = slot.chooser.completes([*slot.text, token])
+            step = slot.reply.push(token, *chances, is_complete=is_complete)
         except SystolicError as error:  # of this text alone
             slot.request.fail(error)
             self._rows.clear(row)

@@ -126,7 +126,7 @@ class Session:
             settings = replace(self._generation, max_new_tokens=left)
             self._reply = Reply(self._executable, self._tokens, settings)
         self._tokens.append(token)
-        return self._reply.push(token)
+        return self._reply.push(token, is_complete=self._completes())
 
     def generate_checked(self, check: Check, *, retries: int = 32) -> Checked:
         """New tokens that ``check`` agrees with.
@@ -142,7 +142,7 @@ class Session:
             while not said.is_over:
                 here = banned.get(len(self._tokens), set())
                 self._tokens.append(self._choose(here, attempt=len(here)))
-                said.push(self._tokens[-1])
+                said.push(self._tokens[-1], self._completes())
                 back = int(check(list(said.tokens), said.text))
                 if back <= 0:
                     continue
@@ -242,6 +242,9 @@ class Session:
             self._chooser = Chooser(self._executable, self._prompt_length, self._generation)
         return self._chooser.choose(logits, self._tokens, banned, attempt)
 
+    def _completes(self) -> bool:
+        return self._chooser is not None and self._chooser.completes(self._tokens)
+
     def _read(self) -> np.ndarray:
         """The logits [V] behind the text, after reading what the row has not read of it."""
         length = len(self._tokens)
@@ -266,8 +269,8 @@ class _Said:
         self.is_over = generation.max_new_tokens == 0
         self._reply = Reply(executable, prompt, generation)
 
-    def push(self, token: int) -> None:
-        step = self._reply.push(token)
+    def push(self, token: int, is_complete: bool = False) -> None:
+        step = self._reply.push(token, is_complete=is_complete)
         self.tokens.append(token)
         self.text += step.text
         self.is_over = step.finish_reason is not None

@@ -6,11 +6,13 @@ import json
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ...ir.errors import SystolicError
+from ..files import read_text
 from . import sampling_options as options
 from .arguments import DEFAULT_MODEL, Backend, Capacity, Json, ModelArgument, State
 
@@ -60,6 +62,11 @@ def run(
     backend: Backend = "xla",
     state: State = None,
     capacity: Capacity = None,
+    json_schema: Annotated[Path | None, typer.Option(help="A file: the text is JSON of this schema.")] = None,
+    regex: Annotated[str | None, typer.Option(help="The text matches this regular expression.")] = None,
+    grammar: Annotated[
+        Path | None, typer.Option(help="A file: the text is of this grammar, Lark's form.")
+    ] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on behind an end token.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -90,6 +97,9 @@ def run(
         seed=seed,
         logprobs=logprobs,
         stop=stop or (),
+        json_schema=None if json_schema is None else read_text(json_schema),
+        regex=regex,
+        grammar=None if grammar is None else read_text(grammar),
         ignore_eos=ignore_eos,
     )
     if beams > 1:

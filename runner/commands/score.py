@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...ir.errors import SystolicError
+from ..files import read_text
 from .arguments import Backend, Capacity, Json, ModelArgument
 from .table import aligned
 
@@ -37,7 +38,7 @@ def score(
     """
     from ..locate import open_executable
 
-    text = _read_text(file)
+    text = read_text(file)
     executable = open_executable(model, backend, capacity=capacity)
     if executable.inputs.source or source:
         report = _report(executable, text, *_score_target(executable, text, source), pieces=1)
@@ -65,7 +66,7 @@ def _score_target(executable: Executable, text: str, source: Path | None) -> tup
     if executable.inputs.source is None:
         raise SystolicError(f"{name} reads one text; only an encoder-decoder has a --source")
     target = [executable.inputs.start, *executable.prompt_ids(text)]
-    ids = executable.prompt_ids(_read_text(source))
+    ids = executable.prompt_ids(read_text(source))
     return float(executable.log_likelihoods(ids, target=target).sum()), len(target) - 1
 
 
@@ -80,15 +81,6 @@ def windows(ids: Sequence[int], capacity: int, bos: int | None) -> list[Sequence
     if bos is None:
         return [ids[start : start + capacity] for start in starts]
     return [[bos, *ids[start + 1 : start + capacity]] for start in starts]
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        raise SystolicError(f"{file} is not a text in UTF-8") from None
-    except OSError as error:
-        raise SystolicError(f"{file} cannot be read: {error.strerror}") from None
 
 
 def _with_progress(parts: list[Sequence[int]]) -> Iterable[Sequence[int]]:

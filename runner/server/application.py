@@ -165,7 +165,7 @@ async def completions(request: HttpRequest, service: Service) -> Response:
         raise ApiError(400, "best_of must be n: every answer is given", param="best_of")
     body.close()
     settings = {**asked.settings, "logprobs": logprobs}
-    requests = service.submit(prompts, asked.n, settings, asked.priority)
+    requests = await asyncio.to_thread(service.submit, prompts, asked.n, settings, asked.priority)
     form = CompletionForm(None if logprobs is None else _vocabulary(service))
     return await _respond(request, service, asked, requests, form)
 
@@ -187,7 +187,7 @@ async def chat_completions(request: HttpRequest, service: Service) -> Response:
     except (SystolicError, TypeError) as error:
         raise ApiError(400, str(error), param="messages") from None
     settings = prompt.settings({**asked.settings, "logprobs": alternatives if with_logprobs else None})
-    requests = service.submit([prompt.ids], asked.n, settings, asked.priority)
+    requests = await asyncio.to_thread(service.submit, [prompt.ids], asked.n, settings, asked.priority)
     form = ChatForm(_vocabulary(service) if with_logprobs else None)
     return await _respond(request, service, asked, requests, form)
 

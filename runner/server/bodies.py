@@ -122,6 +122,7 @@ def read_common(
     settings["max_new_tokens"] = _length(body, limits.max_tokens, default_tokens)
     settings["seed"] = body.take("seed", "int", fresh_seed) % 2**64  # OpenAI's may be negative
     settings["stop"] = _stops(body.take("stop", "any", []))
+    settings |= _form(body)
     bias = body.take("logit_bias", "dict", {})
     try:
         settings["logit_bias"] = {int(token): float(value) for token, value in bias.items()}
@@ -140,6 +141,29 @@ def read_common(
         include_usage=bool(usage.get("include_usage")),
         priority=body.integer("priority", 0, -100, 100),
     )
+
+
+def _form(body: Body) -> dict[str, Any]:
+    """What the answer must fit, as settings of the runner."""
+    form = body.take("response_format", "dict", {"type": "text"})
+    settings: dict[str, Any] = {name: body.take(name, "str") for name in ("regex", "grammar")}
+    if form.get("type") == "json_object":
+        settings["json_schema"] = {"type": "object"}
+    elif form.get("type") == "json_schema":
+        named = form.get("json_schema")
+        schema = named.get("schema") if isinstance(named, dict) else None
+        if not isinstance(schema, dict):
+            raise ApiError(
+                400, "response_format.json_schema.schema must be a JSON schema", param="response_format"
+            )
+        settings["json_schema"] = schema
+    elif form.get("type") != "text":
+        raise ApiError(
+            400,
+            f"response_format.type must be text, json_object or json_schema, not {_shown(form.get('type'))}",
+            param="response_format",
+        )
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _length(body: Body, most: int, default: int) -> int:
