@@ -18,6 +18,7 @@ from .embedded import DEFAULT, embedded_models
 from .families import build, family_of
 from .length import with_text_length
 from .positions import looks_positions_up
+from .quantised import SCHEMES, quantise
 from .spec import Config, read_config
 from .weights import fit, read_checkpoint
 
@@ -91,19 +92,24 @@ class Model:
 def load(path_or_name: str | Path = DEFAULT, dtype: str = "f32") -> Model:
     """Reads a checkpoint directory, a bare config.json, or an embedded model by its name.
 
-    ``dtype`` is how weights are kept (f32, bf16 or f16); they are computed with as f32. Raises
-    ``SystolicError`` naming the file and what was expected of it.
+    ``dtype`` is how weights are kept: f32, bf16, f16, or integers with scales (``quantised.SCHEMES``);
+    they are computed with as f32. Raises ``SystolicError`` naming the file and what was expected of it.
     """
-    if dtype not in WEIGHT_DTYPES:
-        raise SystolicError(f"weights cannot be kept as {dtype!r}; known: {', '.join(WEIGHT_DTYPES)}")
+    if dtype not in (*WEIGHT_DTYPES, *SCHEMES):
+        known = ", ".join((*WEIGHT_DTYPES, *SCHEMES))
+        raise SystolicError(f"weights cannot be kept as {dtype!r}; known: {known}")
     path = _locate(path_or_name)
     config = read_config(path if path.is_file() else path / "config.json")
     directory = path if path.is_dir() else None
     stored = None if directory is None else read_checkpoint(directory)
     spec, graph = build(config, stored)
-    if dtype != "f32":
+    if dtype in WEIGHT_DTYPES[1:]:
         graph = keep_weights_as(graph, dtype)
-    weights = None if stored is None else fit(graph, stored, family_of(config).naming, str(directory))
+    weights: Mapping[str, np.ndarray] | None = None
+    if stored is not None:
+        weights = fit(graph, stored, family_of(config).naming, str(directory))
+    if dtype in SCHEMES:
+        graph, weights = quantise(graph, weights, dtype)
     return Model(
         name=path.resolve().name if directory is not None else path.stem,
         path=path,

@@ -13,6 +13,7 @@ from systolic.backends.stablehlo import emit_stablehlo
 from systolic.backends.xla import XlaBackend, processor
 from systolic.compiler.derive import choose_states, derive_chunk
 from systolic.models.load import load
+from systolic.models.quantised import SCHEMES, quantise
 from systolic.runner.executable import compile
 
 
@@ -167,3 +168,19 @@ def test_a_compiler_that_fails_is_a_warning(monkeypatch, tmp_path):
 
 def test_programs_that_are_written_call_none():
     assert "custom_call" not in emit_stablehlo(chunk_program(attention()))
+
+
+@pytest.mark.parametrize("kind", list(SCHEMES))
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_integers_are_read_as_they_are_kept(native, plain, kind, rows):
+    random = np.random.default_rng(2)
+    weights = {"w": random.normal(size=(131, 192)).astype(np.float32)}
+    graph, kept = quantise(sy.trace(lambda x: sy.parameter("w", (131, 192)) @ x, x="f32[192]"), weights, kind)
+    program = chunk_program(graph, rows=rows)
+    x = random.normal(size=(rows, 1, 192)).astype(np.float32)
+    inputs = {"x": x, "offset": np.zeros(rows, np.int32), "length": np.ones(rows, np.int32)}
+    prepared = native.prepare(program), plain.prepare(program)
+    assert "project_scaled" in prepared[0].text
+    assert "dot_general" not in prepared[0].text
+    got, want = (np.asarray(p.run(kept, inputs, {})[0]["output"]) for p in prepared)
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-6 * np.abs(want).max())

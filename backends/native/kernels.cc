@@ -209,7 +209,7 @@ void ProjectRows(const float* x, const W* w, const float* scales, float* y, int6
     std::memset(sums, 0, sizeof(sums));
     for (int64_t at = 0; at < k; at += block) {
       const int64_t length = std::min(block, k - at);
-      const float* beside = M > 1 ? near.data() + M * at : x;
+      const float* beside = M > 1 ? near.data() + M * at : x + at;
       for (int64_t row = 0; row < rows;) {
         const W* from = w + ((tile + row) * k + at) / kPer;
         const float* scale = scales == nullptr ? nullptr : scales + (tile + row) * groups + at / size;
@@ -376,7 +376,7 @@ static ffi::Error ProjectScaled(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Any
                                 ffi::AnyBuffer scales, ffi::Result<ffi::AnyBuffer> y) {
   const int64_t n = scales.dimensions()[0], groups = scales.dimensions()[1];
   const bool packed = w.element_type() == ffi::U8;
-  const int64_t k = w.dimensions()[1] * (packed ? 2 : 1);
+  const int64_t k = static_cast<int64_t>(w.element_count()) / n * (packed ? 2 : 1);
   const int64_t rows = x.element_count() / k;
   const float *from = x.typed_data<float>(), *scale = scales.typed_data<float>();
   float* to = y->typed_data<float>();

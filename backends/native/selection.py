@@ -68,15 +68,51 @@ def _projection(node: Node, kernels: Kernels) -> Selected | None:
     found = [sources for sources, x_term, w_term in both if _is_projection(x_term, w_term, result)]
     if not found:
         return None
-    x, w = found[0]
+    x, matrix = found[0]
     rows = math.prod(x.tensor.static_shape[:-1])
-    if rows > MOST_ROWS or w.tensor.size < LEAST_WEIGHTS or x.tensor.dtype != "f32":
+    if rows > MOST_ROWS or matrix.tensor.size < LEAST_WEIGHTS or x.tensor.dtype != "f32":
         return None
+    stored = _stored(matrix)
+    name = "project" if len(stored) == 1 else "project_scaled"
 
-    def lower(block: Block, node: Node, x: Value, w: Value) -> Value:
-        return _call(block, kernels.target("project"), (x, w), node.tensor, "")
+    def lower(block: Block, node: Node, x: Value, *stored: Value) -> Value:
+        return _call(block, kernels.target(name), (x, *stored), node.tensor, "")
 
-    return Selected((x, w), lower)
+    return Selected((x, *stored), lower)
+
+
+def _stored(matrix: Node) -> tuple[Node, ...]:
+    """What a matrix [n, d] is kept as: itself, bf16, or integers [n, G, …] and their scales [n, G]; see
+    ``models.quantised`` for the form of the latter."""
+    if matrix.op.name == "cast" and matrix.sources[0].tensor.dtype == "bf16":
+        return matrix.sources
+    if matrix.op.name != "reshape" or matrix.sources[0].op.name != "multiply":
+        return (matrix,)
+    wide, spread = matrix.sources[0].sources
+    integers = _integers(wide)
+    if integers is None or spread.op.name != "reshape":
+        return (matrix,)
+    scales = spread.sources[0]
+    is_grouped = scales.tensor.shape == integers.tensor.shape[:2] and scales.tensor.dtype == "f32"
+    return (integers, scales) if is_grouped and wide.tensor.rank == 3 else (matrix,)
+
+
+def _integers(wide: Node) -> Node | None:
+    """What a stream of floats was made from: i8, or two numbers in each u8."""
+    if wide.op.name == "cast" and wide.sources[0].tensor.dtype == "i8":
+        return wide.sources[0]
+    if (
+        wide.op.name != "subtract"
+        or wide.sources[0].op.name != "concatenate"
+        or _scalar(wide.sources[1]) != 8
+    ):
+        return None
+    halves = [half.sources[0] for half in wide.sources[0].sources if half.op.name == "cast"]
+    if [half.op.name for half in halves] != ["bitwise_and", "shift_right"]:
+        return None
+    packed = {half.sources[0] for half in halves}
+    (byte,) = packed if len(packed) == 1 else (None,)
+    return byte if byte is not None and byte.tensor.dtype == "u8" else None
 
 
 def _is_projection(x_term: str, w_term: str, result: str) -> bool:
@@ -198,6 +234,7 @@ def _call(block: Block, target: str, operands: Sequence[Value], type_: TensorTyp
     layouts = ", ".join(layout(operand.type) for operand in operands)
     text = (
         f"stablehlo.custom_call @{target}({names}) {{api_version = 4 : i32, "
-        f"backend_config = {{{attributes}}}, operand_layouts = [{layouts}], result_layouts = [{layout(type_)}]}}"
+        f"backend_config = {{{attributes}}}, operand_layouts = [{layouts}], "
+        f"result_layouts = [{layout(type_)}]}}"
     )
     return block.call(text, operands, type_)
