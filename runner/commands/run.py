@@ -15,6 +15,7 @@ from ...ir.errors import SystolicError
 from ..files import read_text
 from . import sampling_options as options
 from .arguments import DEFAULT_MODEL, Backend, Capacity, Json, ModelArgument, State
+from .tracing import ForceOption, TraceOption, check_trace, write_trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,11 +69,14 @@ def run(
         Path | None, typer.Option(help="A file: the text is of this grammar, Lark's form.")
     ] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on behind an end token.")] = False,
+    trace: TraceOption = None,
+    force: ForceOption = False,
     as_json: Json = False,
 ) -> None:
     """Continues a prompt; the text appears as it is generated."""
     from ..locate import open_executable
 
+    check_trace(trace, beams=beams, as_json=as_json, force=force)
     start = time.perf_counter()
     executable = open_executable(model, backend, capacity=capacity, state=state)
     ids = list(executable.prompt_ids(_prompt(prompt, prompt_ids)))
@@ -117,6 +121,8 @@ def run(
         print(json.dumps(_report(executable, ids, record), ensure_ascii=False))
     else:
         _close(record)
+    if trace is not None:
+        write_trace(executable, ids, record.new_ids, trace, force=force)
     if record.finish_reason == "interrupted":
         raise typer.Exit(INTERRUPTED_STATUS)
 
