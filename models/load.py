@@ -42,7 +42,8 @@ class Model:
     """A model that is ready to be compiled. ``weights`` is None for a bare config.json.
 
     ``graph`` computes ``logits`` f32[vocabulary_size] from ``token`` i32[]. ``context_length`` is how
-    many positions the model was made for, ``is_bounded`` whether it has none beyond. ``add_bos`` says
+    many positions the model was made for, ``is_bounded`` whether it has none beyond, ``dtype``
+    how its weights are kept. ``add_bos`` says
     whether a text begins with ``bos_id``;
     ``start_id`` is what an encoder-decoder's target begins with; ``source_length`` how many positions its
     source can have, where that is not the context.
@@ -70,6 +71,7 @@ class Model:
     shortest_like: Callable[[int], int] | None = None
     chat_template: ChatTemplate | None = None
     is_bounded: bool = False
+    dtype: str = "f32"
 
     def chat_prompt(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any
@@ -120,6 +122,7 @@ def load(path_or_name: str | Path = DEFAULT, dtype: str = "f32") -> Model:
         context_length=spec.context_length,
         source_length=getattr(spec, "source_length", None),
         is_bounded=looks_positions_up(graph),
+        dtype=dtype,
         shortest_like=getattr(spec, "shortest_like", None) if TEXT in graph.clocks else None,
         **_generation(config, directory),
     )

@@ -39,7 +39,7 @@ from .sampling.filters import Temperature, TopK, TopP
 from .sampling.programs import loop_program
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 _TEXT_FILES = (
     "config.json",
     "generation_config.json",
@@ -73,6 +73,7 @@ def write_compiled(model: Model, options: Options, out: Path, *, copy_weights: b
             "model": model.name,
             "weights": None if copy_weights else str(_directory(model).resolve()),
             "config": dict(model.config.values),
+            "dtype": model.dtype,
             "options": _options_to_json(options),
             "states": [_state_to_json(state) for state in source.states],
             "programs": [_program_to_json(kind, size, program) for kind, size, program in programs],
@@ -190,7 +191,7 @@ def open_compiled(path: Path, backend: str, chosen: Mapping[str, Any]) -> Execut
     """
     manifest = _read_manifest(path)
     for name, value in chosen.items():
-        fixed = manifest["options"][name]
+        fixed = manifest["dtype"] if name == "dtype" else manifest["options"][name]
         if value is not None and value != fixed:
             raise SystolicError(f"{path} was compiled for {name} {fixed} and cannot run with {value}")
     options = Options(backend, **manifest["options"])
@@ -208,7 +209,7 @@ def _model(path: Path, manifest: Mapping[str, Any]) -> Model:
     reference = manifest["weights"]
     if reference is not None and not Path(reference).is_dir():
         raise SystolicError(f"{path} refers to weights at {reference}, which is not a directory any more")
-    model = replace(load(reference or path), name=manifest["model"])
+    model = replace(load(reference or path, manifest["dtype"]), name=manifest["model"])
     if dict(model.config.values) != manifest["config"]:
         raise SystolicError(f"{model.path}/config.json is not the one that {path} was compiled from")
     return model

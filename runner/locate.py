@@ -16,12 +16,12 @@ from .graph_model import model_of_graph
 from .options import GRAPH_CAPACITY
 
 
-def open_model(name: str, capacity: int | None = None) -> Model:
+def open_model(name: str, capacity: int | None = None, dtype: str | None = None) -> Model:
     """The model of that name; a traced function is made for ``capacity`` positions."""
     file, colon, function = name.rpartition(":")
     if colon and file.endswith(".py"):
         return model_of_graph(trace_function(Path(file), function), None, capacity or GRAPH_CAPACITY)
-    return compiled_model(Path(name)) if is_compiled(name) else load(name)
+    return compiled_model(Path(name)) if is_compiled(name) else load(name, dtype or "f32")
 
 
 def open_executable(
@@ -31,11 +31,14 @@ def open_executable(
     batch: int | None = None,
     capacity: int | None = None,
     state: str | None = None,
+    dtype: str | None = None,
 ) -> Executable:
     """The executable of a model; options that are None take their defaults, or what was compiled."""
     if is_compiled(name):
-        return open_compiled(Path(name), backend, {"batch": batch, "capacity": capacity, "state": state})
-    model = open_model(name, capacity)
+        return open_compiled(
+            Path(name), backend, {"batch": batch, "capacity": capacity, "state": state, "dtype": dtype}
+        )
+    model = open_model(name, capacity, dtype)
     batch = 1 if batch is None else batch
     return compile(model, backend=backend, batch=batch, capacity=capacity, state=state or "auto")
 

@@ -14,7 +14,7 @@ import typer
 
 from ...ir.errors import SystolicError
 from . import sampling_options as options
-from .arguments import DEFAULT_MODEL, Backend, Capacity, ModelArgument, State
+from .arguments import DEFAULT_MODEL, Backend, Capacity, Dtype, ModelArgument, State
 
 if TYPE_CHECKING:
     from ..conversation import Conversation
@@ -47,12 +47,13 @@ def chat(
     backend: Backend = "xla",
     state: State = None,
     capacity: Capacity = None,
+    dtype: Dtype = None,
 ) -> None:
     """Talks with a model; /help in the conversation lists what else can be done."""
     from ..conversation import Conversation
     from ..locate import open_executable
 
-    executable = open_executable(model, backend, capacity=capacity, state=state)
+    executable = open_executable(model, backend, capacity=capacity, state=state, dtype=dtype)
     settings = options.sampling_settings(
         executable.model,
         max_new_tokens=max_new_tokens,

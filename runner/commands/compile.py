@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .arguments import DEFAULT_MODEL, Batch, Capacity, ModelArgument, State
+from .arguments import DEFAULT_MODEL, Batch, Capacity, Dtype, ModelArgument, State
 
 
 def compile_model(
@@ -18,6 +18,7 @@ def compile_model(
     ] = False,
     batch: Batch = None,
     capacity: Capacity = None,
+    dtype: Dtype = None,
     chunk: Annotated[int | None, typer.Option(help="The longest piece that a prompt is read in.")] = None,
     state: State = None,
 ) -> None:
@@ -26,6 +27,6 @@ def compile_model(
     from ..locate import open_model
     from ..options import options_for
 
-    subject = open_model(model, capacity)
+    subject = open_model(model, capacity, dtype)
     options = options_for(subject, batch=batch or 1, capacity=capacity, chunk=chunk, state=state or "auto")
     write_compiled(subject, options, out, copy_weights=copy_weights)

@@ -14,7 +14,7 @@ import typer
 from ...ir.errors import SystolicError
 from ..files import read_text
 from . import sampling_options as options
-from .arguments import DEFAULT_MODEL, Backend, Capacity, Json, ModelArgument, State
+from .arguments import DEFAULT_MODEL, Backend, Capacity, Dtype, Json, ModelArgument, State
 from .tracing import ForceOption, TraceOption, check_trace, write_trace
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def run(
     backend: Backend = "xla",
     state: State = None,
     capacity: Capacity = None,
+    dtype: Dtype = None,
     json_schema: Annotated[Path | None, typer.Option(help="A file: the text is JSON of this schema.")] = None,
     regex: Annotated[str | None, typer.Option(help="The text matches this regular expression.")] = None,
     grammar: Annotated[
@@ -78,7 +79,7 @@ def run(
 
     check_trace(trace, beams=beams, as_json=as_json, force=force)
     start = time.perf_counter()
-    executable = open_executable(model, backend, capacity=capacity, state=state)
+    executable = open_executable(model, backend, capacity=capacity, state=state, dtype=dtype)
     ids = list(executable.prompt_ids(_prompt(prompt, prompt_ids)))
     record = Record(timings={"load_seconds": time.perf_counter() - start})
     settings = options.sampling_settings(

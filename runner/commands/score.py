@@ -13,7 +13,7 @@ import typer
 
 from ...ir.errors import SystolicError
 from ..files import read_text
-from .arguments import Backend, Capacity, Json, ModelArgument
+from .arguments import Backend, Capacity, Dtype, Json, ModelArgument
 from .table import aligned
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def score(
     ] = None,
     backend: Backend = "xla",
     capacity: Capacity = None,
+    dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
     """Prints the log-likelihood and the perplexity of a text file.
@@ -39,7 +40,7 @@ def score(
     from ..locate import open_executable
 
     text = read_text(file)
-    executable = open_executable(model, backend, capacity=capacity)
+    executable = open_executable(model, backend, capacity=capacity, dtype=dtype)
     if executable.inputs.source or source:
         report = _report(executable, text, *_score_target(executable, text, source), pieces=1)
     else:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ...ir.errors import SystolicError
-from .arguments import DEFAULT_MODEL, Backend, Capacity, ModelArgument, State
+from .arguments import DEFAULT_MODEL, Backend, Capacity, Dtype, ModelArgument, State
 
 
 def serve(
@@ -35,6 +35,7 @@ def serve(
     backend: Backend = "xla",
     state: State = None,
     capacity: Capacity = None,
+    dtype: Dtype = None,
 ) -> None:
     """Serves a model over HTTP, as OpenAI's clients expect it: docs/server.md."""
     try:
@@ -47,7 +48,7 @@ def serve(
     from ..locate import open_executable
 
     rows = 8 if batch is None and not is_compiled(model) else batch
-    executable = open_executable(model, backend, batch=rows, capacity=capacity, state=state)
+    executable = open_executable(model, backend, batch=rows, capacity=capacity, state=state, dtype=dtype)
     longest = executable.options.capacity if max_tokens is None else max_tokens
     if longest < 1 or max_body < 1:
         raise SystolicError(f"--max-tokens and --max-body must be at least 1, not {min(longest, max_body)}")
