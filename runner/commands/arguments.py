@@ -18,9 +18,9 @@ ModelArgument = Annotated[
 Backend = Annotated[str, typer.Option(help="Where programs run: xla or numpy.")]
 State = Annotated[str | None, typer.Option(help="How states are chosen: auto, sources or tokens.")]
 Capacity = Annotated[
-    int | None, typer.Option(help="Positions that a text can have [default: the model's, at most 1024].")
+    int | None, typer.Option(help="Positions that a text can have (default: the model's, at most 1024).")
 ]
-Batch = Annotated[int | None, typer.Option(help="Rows that run side by side [default: 1].")]
+Batch = Annotated[int | None, typer.Option(help="Rows that run side by side (default: 1).")]
 Dtype = Annotated[
     str | None,
     typer.Option(help="How weights are kept: f32 (default), bf16, f16, int8, int8-32, int4-32, int4-64."),

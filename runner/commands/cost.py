@@ -44,7 +44,7 @@ def cost(
         str | None, typer.Option(metavar="RxC", help="--matmul: another size of the target's arrays.")
     ] = None,
     dataflow: Annotated[
-        str | None, typer.Option(help="--matmul: ws, os or is [default: the target's].")
+        str | None, typer.Option(help="--matmul: ws, os or is (default: the target's).")
     ] = None,
     scalesim_compatible: Annotated[
         bool,

@@ -30,7 +30,7 @@ Around = Annotated[str | None, typer.Option(help="Only what lies around this nod
 Depth = Annotated[int, typer.Option(help="How many edges --around goes.")]
 Columns = Annotated[str | None, typer.Option(help="Add columns: bytes,state,work.")]
 Before = Annotated[str | None, typer.Option("--from", help="Show what changed since this stage …")]
-After = Annotated[str | None, typer.Option("--to", help="… up to this one [default: the last pass].")]
+After = Annotated[str | None, typer.Option("--to", help="… up to this one (default: the last pass).")]
 Why = Annotated[str | None, typer.Option(help="Show which inputs and states reach this node, and how.")]
 Out = Annotated[Path | None, typer.Option(help="Write to this file.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")]

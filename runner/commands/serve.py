@@ -21,12 +21,12 @@ def serve(
         str | None, typer.Option(envvar="SYSTOLIC_API_KEY", help="The key that clients must send.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="How clients call the model [default: its own name].")
+        str | None, typer.Option(help="How clients call the model (default: its own name).")
     ] = None,
-    batch: Annotated[int | None, typer.Option(help="Requests that run at once [default: 8].")] = None,
+    batch: Annotated[int | None, typer.Option(help="Requests that run at once (default: 8).")] = None,
     queue: Annotated[int, typer.Option(help="Requests that may wait; more are told to come again.")] = 256,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer that may be asked for [default: the capacity].")
+        int | None, typer.Option(help="Longest answer that may be asked for (default: the capacity).")
     ] = None,
     max_body: Annotated[int, typer.Option(help="Largest request, in bytes.")] = 4 << 20,
     grace: Annotated[

@@ -21,7 +21,7 @@ def view(
     model: ModelArgument = DEFAULT_MODEL,
     viewer: Annotated[
         str | None,
-        typer.Option("--in", help="page or model-explorer [default: model-explorer if it is installed]."),
+        typer.Option("--in", help="page or model-explorer (default: model-explorer if it is installed)."),
     ] = None,
     stage: Annotated[str, typer.Option(help="The graph that is shown first: traced, decode, …")] = "traced",
     batch: Batch = None,
