@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
@@ -308,6 +309,44 @@ def test_a_client_that_leaves_frees_its_rows(client, service, stream, monkeypatc
         wait_for(lambda: service.scheduler.running == 4)
         assert busy(service) == 6
     wait_for(lambda: service.scheduler.statistics.finished.get("cancelled", 0) == cancelled + 4)
+    wait_for(lambda: busy(service) == 0)
+
+
+def test_many_clients_at_once(service, address, exe):
+    """Nobody's tokens are lost or mixed with another's, while every third client leaves."""
+    asked = [
+        {"prompt": f"{PROMPT}{number % 5}", "temperature": number % 3 / 2, "seed": number, "max_tokens": 16}
+        for number in range(8)
+    ]
+    expected = [
+        text_of(
+            exe,
+            exe.prompt_ids(one["prompt"]),
+            max_new_tokens=16,
+            top_p=0.95,
+            temperature=one["temperature"],
+            seed=one["seed"],
+        )
+        for one in asked
+    ]
+
+    async def answer(client, number: int) -> None:
+        for turn in range(3):
+            said, leaves = "", (number + turn) % 3 == 0
+            stream = await client.completions.create(model="bard", stream=True, **asked[number])
+            async for piece in stream:
+                said += piece.choices[0].text
+                if leaves and len(said) > 8:
+                    await stream.close()
+                    break
+            assert expected[number].startswith(said) if leaves else said == expected[number]
+
+    async def everybody() -> None:
+        # The queue may be full of requests whose clients have just left.
+        async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=9) as client:
+            await asyncio.gather(*(answer(client, number) for number in range(8)))
+
+    asyncio.run(everybody())
     wait_for(lambda: busy(service) == 0)
 
 
