@@ -157,7 +157,9 @@ def _loop(
         going_on, values = carried
         after, parts = step(values, position)
         kept = [jnp.where(going_on, new, old) for new, old in zip(after, values, strict=True)]
-        return (going_on & after[0], kept), [jnp.where(going_on, part, 0).astype(part.dtype) for part in parts]
+        return (going_on & after[0], kept), [
+            jnp.where(going_on, part, 0).astype(part.dtype) for part in parts
+        ]
 
     carried: Any
     if early:  # a scan and not a while, which has no gradient

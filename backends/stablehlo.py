@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ..compiler.program import Program
 from ..ir.graph import Graph, Node
-from .native.build import Kernels
+from .native import Kernels
 from .native.selection import Selected, needed_nodes, select
 from .stablehlo_control import COUNTER, dynamic_slice, dynamic_update, repeat_while
 from .stablehlo_elementwise import ELEMENTWISE

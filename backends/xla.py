@@ -24,7 +24,7 @@ from ..compiler.program import STATE_PREFIX, Program
 from ..ir.errors import SystolicError
 from ..ir.types import DTYPES
 from .interface import Arrays
-from .native import load_kernels
+from .native.build import load_kernels
 from .stablehlo import emit_stablehlo
 
 PORTABLE_VERSION = "1.1.0"  # of StableHLO: the first that can scatter into rows side by side

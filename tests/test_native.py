@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import systolic as sy
-from systolic.backends.native import build, load_kernels
+from systolic.backends.native import build
+from systolic.backends.native.build import load_kernels
 from systolic.backends.stablehlo import emit_stablehlo
 from systolic.backends.xla import XlaBackend, processor
 from systolic.compiler.derive import choose_states, derive_chunk

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
-from .build import Kernels, load_kernels
+from dataclasses import dataclass
 
-__all__ = ["Kernels", "load_kernels"]
+
+@dataclass(frozen=True)
+class Kernels:
+    """Registered kernels. ``version`` is a part of their names, so that a compiled program which was kept
+    can never call another version than the one it was made for."""
+
+    version: str
+
+    def target(self, name: str) -> str:
+        """What StableHLO calls the kernel ``name``."""
+        return f"systolic_{name}_{self.version}"

@@ -13,10 +13,11 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+
+from . import Kernels
 
 SOURCE = Path(__file__).with_name("kernels.cc")
 COMPILERS = ("g++", "clang++", "c++")
@@ -32,18 +33,6 @@ FLAGS = (
     "-shared",
 )
 NAMES = ("project", "project_scaled", "attend")
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """Registered kernels. ``version`` is a part of their names, so that a compiled program which was kept
-    can never call another version than the one it was made for."""
-
-    version: str
-
-    def target(self, name: str) -> str:
-        """What StableHLO calls the kernel ``name``."""
-        return f"systolic_{name}_{self.version}"
 
 
 def load_kernels(directory: Path, processor: str) -> Kernels | None:

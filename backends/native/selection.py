@@ -17,7 +17,7 @@ from ...ir.graph import Node
 from ...ir.ops.linear import split_subscripts
 from ...ir.types import TensorType
 from ..stablehlo_text import Block, Value
-from .build import Kernels
+from . import Kernels
 
 MOST_ROWS = 8  # of a matmul: beyond it, XLA's own matrix kernels are faster
 LEAST_WEIGHTS = 1 << 12  # elements: below it, a call costs more than it saves
