@@ -185,7 +185,7 @@ class Executable:
         texts = self.inputs.to_score(ids, target)
         *sources, text = map(len, texts.values())
         programs = self.programs.behind_encoder if isinstance(ids, EncoderStates) else self.programs
-        return self._whole_text(programs.score(text, *sources), texts)
+        return self.run_text(programs.score(text, *sources), texts)
 
     def log_likelihoods(self, ids: Source, *, target: Sequence[int] | None = None) -> np.ndarray:
         """log P of each token after the first, given those before it: float64 [T - 1].
@@ -215,10 +215,10 @@ class Executable:
         texts = self.inputs.to_encode(ids, inputs)
         length = len(next(iter(texts.values())))
         program = self.programs.encode(length) if source else self.programs.score(length)
-        values = self._whole_text(program, texts)[name].astype(np.float32)
+        values = self.run_text(program, texts)[name].astype(np.float32)
         return values if outputs[name].clock is not None else values[0]
 
-    def _whole_text(self, prepared: Prepared, texts: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def run_text(self, prepared: Prepared, texts: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The results [T, …] by name of a program that reads texts at once; the last one has T tokens."""
         types = {node.name: node.tensor for node in prepared.program.graph.inputs}
         first, *_, length = len(next(iter(texts.values()))), *map(len, texts.values())

@@ -19,9 +19,9 @@ from ..ir.dumps.extract import find_nodes
 from ..ir.errors import GraphError, SystolicError
 from ..ir.graph import Graph, Node
 from ..ir.types import Past, Shape, Whole
+from .choice import Chooser
 from .decode_loop import Rows, chunk_sizes
-from .generate import Alternative, Generation, Reply, Step, sampling_row
-from .sampling.host import HostSampler
+from .generate import Generation, Reply, Step
 from .sources import EncoderStates, Source
 
 if TYPE_CHECKING:
@@ -85,20 +85,20 @@ class Taps:
         given = prompt if encoder_states is None else EncoderStates(encoder_states)
         source, text = executable.prompt_of(given, settings)
         reply = Reply(executable, text, settings)
-        sampling = sampling_row(executable, len(text), settings)
-        sampler = HostSampler(sampling, executable.logit_count, executable.options.capacity)
+        chooser = Chooser(executable, len(text), settings)
         reader, unread = _Reader(executable, self.streams, source), text
         while unread:
             *earlier, last = reader.read(unread)
             yield from earlier
             unread = []
             if not reply.is_over:
-                token = sampler.choose(last.logits, text)
-                last = replace(last, step=reply.push(token, *_chances(last.logits, token, settings)))
-                unread, text = [token], [*text, token]
+                token = chooser.choose(last.logits, text)
+                text = [*text, token]
+                chances = chooser.chances(last.logits, token)
+                is_complete = chooser.completes(text)
+                last = replace(last, step=reply.push(token, *chances, is_complete=is_complete))
+                unread = [] if reply.is_over else [token]
             yield last
-            if reply.is_over:
-                return
 
     def score(
         self, ids: Source, *, target: Sequence[int] | None = None
@@ -107,19 +107,26 @@ class Taps:
         where a value is as long as the past."""
         executable = self.executable
         results = executable.score_outputs(ids, target)
-        ends = _ends(executable, ids)
-        values = {name: _of_text(results[TAP_PREFIX + name], n.tensor.shape, ends) for name, n in self._items}
-        return results[executable.logits_output].astype(np.float32), values
+        logits = results[executable.logits_output].astype(np.float32)
+        return logits, self._of_text(results, _ends(executable, ids))
 
-    def encode(self, ids: Sequence[int], **inputs: Sequence[int]) -> dict[str, np.ndarray]:
-        """The streams [T, …] by name of a model that reads the whole text; see ``exe.encode``."""
-        executable, ends = self.executable, dict.fromkeys(self.executable.model.graph.clocks, len(ids))
-        values = {n: executable.encode(ids, output=TAP_PREFIX + n, **inputs) for n in self.names}
-        return {name: np.asarray(_of_text(values[name], n.tensor.shape, ends)) for name, n in self._items}
+    def encode(self, ids: Sequence[int], **inputs: Sequence[int]) -> dict[str, np.ndarray | list[np.ndarray]]:
+        """The same streams of a model that reads the whole text; ``inputs`` as of ``exe.encode``."""
+        executable, length = self.executable, len(ids)
+        texts = executable.inputs.to_encode(ids, inputs)
+        results = executable.run_text(executable.programs.score(length), texts)
+        return self._of_text(results, dict.fromkeys(executable.model.graph.clocks, length))
 
-    @property
-    def _items(self) -> Iterator[tuple[str, Node]]:
-        return iter(self.streams.items())
+    def _of_text(
+        self, results: Mapping[str, np.ndarray], ends: Mapping[str, int]
+    ) -> dict[str, np.ndarray | list[np.ndarray]]:
+        """The streams at every position of a text, from what a scoring program yields [T, …]."""
+        values: dict[str, np.ndarray | list[np.ndarray]] = {}
+        for name, node in self.streams.items():
+            shape = node.tensor.shape
+            seen = [visible(value, shape, t, ends) for t, value in enumerate(results[TAP_PREFIX + name])]
+            values[name] = seen if any(isinstance(dim, Past) for dim in shape) else np.stack(seen)
+        return values
 
 
 class _Reader:
@@ -180,23 +187,6 @@ def visible(array: np.ndarray, shape: Shape, position: int, ends: Mapping[str, i
         elif isinstance(dim, Whole):
             array = array.take(np.arange(ends[dim.clock]), axis)
     return array
-
-
-def _of_text(array: np.ndarray, shape: Shape, ends: Mapping[str, int]) -> np.ndarray | list[np.ndarray]:
-    """A stream at every position of a text, from what a scoring program yields [T, …]."""
-    values = [visible(value, shape, position, ends) for position, value in enumerate(array)]
-    return values if any(isinstance(dim, Past) for dim in shape) else np.stack(values)
-
-
-def _chances(
-    logits: np.ndarray, token: int, settings: Generation
-) -> tuple[float | None, tuple[Alternative, ...]]:
-    """The log-probability of a token, and of the likeliest ones, where they are asked for."""
-    if settings.logprobs is None or token < 0:
-        return None, ()
-    logprobs = log_softmax(logits)
-    best = np.argsort(-logprobs, kind="stable")[: settings.logprobs]
-    return float(logprobs[token]), tuple(Alternative(int(t), float(logprobs[t])) for t in best)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

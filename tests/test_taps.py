@@ -113,6 +113,29 @@ def test_a_trace_makes_the_tokens_of_generate(settings):
     ]
 
 
+def test_a_trace_heeds_a_grammar():
+    executable = sy.compile(sy.load(), backend="numpy")
+    settings = {"regex": "I (am|was) [a-z]{3}", "max_new_tokens": 20, "temperature": 0.7, "seed": 1}
+    traced = [r.step for r in executable.tap("layers.0.mlp.x").trace("ROMEO:", **settings) if r.step]
+    assert [step.token for step in traced] == executable.generate("ROMEO:", **settings)
+    assert traced[-1].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_streams_of_a_model_that_reads_the_whole_text(backend):
+    def encoder(token):
+        x = sy.take(sy.parameter("embedding", (V, D)), token)
+        probs = sy.softmax(sy.einsum("d,pd->p", x, sy.whole(x)) * 0.3).named("probs")
+        return {"y": sy.einsum("p,pd->d", probs, sy.whole(x))}
+
+    executable = tiny(encoder, backend=backend)
+    values = executable.tap("probs", "take").encode(TEXT[:11])
+    assert values["probs"].shape == (11, 11)  # the program has room for 16
+    expected = interpreted(executable, TEXT[:11], ["probs", "take"])
+    for name, value in values.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5)
+
+
 def test_a_prompt_alone_can_be_read():
     readings = list(tiny().tap("take").trace(TEXT, max_new_tokens=0))
     assert len(readings) == len(TEXT)
