@@ -136,7 +136,7 @@ class Scheduler:
         chooser = Chooser(self.executable, len(ids), settings)
         chooser.prepare()  # by the caller's thread, so that no other request waits for it
         with self._news:
-            if self._error is not None or self._closing is not None:
+            if not self.is_open:
                 raise SystolicError(f"the scheduler is closed: {self._error or 'close() was called'}")
             if settings.max_new_tokens == 0:
                 request.finish("length")
@@ -161,6 +161,11 @@ class Scheduler:
     def prefix_bytes(self) -> int:
         """Bytes of the states that are kept for texts to come."""
         return 0 if self._tree is None else self._tree.bytes
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more requests are taken: not once it is closed, or the device has failed."""
+        return self._error is None and self._closing is None
 
     @property
     def is_running(self) -> bool:

@@ -120,6 +120,21 @@ def test_the_next_turn_reads_only_what_is_new(templated, monkeypatch, ending):
     assert reads.positions <= new + 1 + len(answer)  # and the newest token, which had not been read
 
 
+def test_what_was_said_keeps_its_tokens(templated, monkeypatch):
+    """Letter by letter, as no tokenizer would write it."""
+    letters = {at: templated.tokenizer.token_id(letter) for at, letter in enumerate("Thewords")}
+    conversation = Conversation(templated, max_new_tokens=8, forced_tokens=letters)
+    assert said(conversation.say("Speak, what news?")) == "Thewords"
+    known = conversation._session.tokens
+    canonical = chat_prompt(templated, conversation.messages).ids
+    assert list(canonical[: len(known)]) != known
+    conversation.change(forced_tokens={})
+    reads = Reads(conversation, monkeypatch)
+    said(conversation.say("Say more."))
+    assert conversation._session.tokens[: len(known)] == known
+    assert reads.positions <= len(conversation._prompt) - len(known) + 1 + 8
+
+
 def test_leaving_an_answer_keeps_what_was_said(templated, monkeypatch):
     conversation = Conversation(templated, max_new_tokens=40)
     steps = conversation.say("Speak, what news?")

@@ -400,6 +400,21 @@ def test_the_end_cancels_what_is_not_over(exe, monkeypatch):
     assert service.scheduler.statistics.finished == {"cancelled": 1}
 
 
+def test_a_failure_of_the_device_is_told_to_everybody(exe, monkeypatch):
+    service = Service(exe, name="bard")
+    with served(service) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        make_slow(service, monkeypatch, 0.05)
+        stream = complete(client, max_tokens=96, stream=True, logprobs=0)
+        next(iter(stream))
+        monkeypatch.setattr(service.scheduler, "_step", lambda: 1 / 0)
+        with pytest.raises(openai.APIError, match="the server failed to answer"):
+            list(stream)
+        with pytest.raises(openai.InternalServerError, match="the scheduler is closed"):
+            complete(client)
+        assert httpx.get(f"{address}/health").status_code == 503
+
+
 def test_an_encoder_embeds(shared):
     exe = sy.compile(sy.load(shared / "oracle" / "bert"), backend="numpy")
     ids = [5, 9, 11, 3]

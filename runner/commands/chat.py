@@ -87,7 +87,9 @@ def _obey(conversation: Conversation, line: str) -> bool:
         return _command(conversation, command, rest)
     except (SystolicError, OSError) as error:
         _note(f"systolic: error: {error}")
-        return True
+    except KeyboardInterrupt:  # the second one, while a call ran: its text is read again
+        print()
+    return True
 
 
 def _command(conversation: Conversation, command: str, rest: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -20,6 +21,7 @@ from .bodies import Limits
 from .errors import ApiError
 from .metrics import Metrics
 
+_LOG = logging.getLogger("systolic.server")
 RETRY_SECONDS = 1  # until a client whose request finds the queue full should try again
 
 
@@ -53,7 +55,7 @@ class Service:
     @property
     def is_healthy(self) -> bool:
         """Whether requests can be answered."""
-        return self.scheduler is None or self.scheduler.is_running
+        return self.scheduler is None or (self.scheduler.is_running and self.scheduler.is_open)
 
     def submit(
         self, prompts: Sequence[str | Sequence[int]], n: int, settings: Mapping[str, Any], priority: int
@@ -89,7 +91,7 @@ class Service:
         Whoever leaves early cancels them. Raises what a request raises, and an ``ApiError`` for one that
         was cancelled because the server ends.
         """
-        news: asyncio.Queue[tuple[int, Step | BaseException | None]] = asyncio.Queue()
+        news: asyncio.Queue[tuple[int, Step | Exception | None]] = asyncio.Queue()
 
         async def follow(number: int, request: Request) -> None:
             try:
@@ -104,7 +106,7 @@ class Service:
         try:
             while going:
                 number, item = await news.get()
-                if isinstance(item, BaseException):
+                if isinstance(item, Exception):
                     raise _told(item)
                 if item is not None:
                     yield number, item
@@ -151,8 +153,12 @@ def cancel(requests: Sequence[Request]) -> None:
             request.cancel()
 
 
-def _told(error: BaseException) -> BaseException:
-    return ApiError(500, str(error)) if isinstance(error, SystolicError) else error
+def _told(error: Exception) -> ApiError:
+    """A failure in words for the client; what is not of ours is for the log."""
+    if isinstance(error, SystolicError):
+        return ApiError(500, str(error))
+    _LOG.error("a request failed", exc_info=error)
+    return ApiError(500, "the server failed to answer; its log says why")
 
 
 def _refusal(executable: Executable) -> str | None:
