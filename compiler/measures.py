@@ -11,30 +11,37 @@ from ..ir.types import Past, TensorType, ValueType, Whole
 from .program import State
 
 Measure = Callable[[Node], int]
-MEASURES = ("bytes", "state", "work")
+MEASURES = ("bytes", "state", "work", "cost")
 OPERATIONS_PER_BYTE = 4.0  # f32 operations that a CPU core does while memory delivers one byte
 
 
 def measures(
-    names: Iterable[str], graph: Graph, capacity: int, states: Callable[[], Iterable[State]]
+    names: Iterable[str],
+    graph: Graph,
+    capacity: int,
+    states: Callable[[], Iterable[State]],
+    cost: Callable[[], Measure] | None = None,
 ) -> dict[str, Measure]:
     """The measures of those names, for the last of ``capacity`` positions, where the past is longest.
 
     ``bytes`` of one value; ``state``: bytes that each further position adds, or, of what does not
-    grow, all of it; ``work``: operations for one value, a multiply-add being two. ``SystolicError``
-    for another name.
+    grow, all of it; ``work``: operations for one value, a multiply-add being two; ``cost``: what that
+    yields, predicted for a target. ``SystolicError`` for another name, and for a cost without a target.
     """
     names = tuple(names)
     for name in names:
         if name not in MEASURES:
             raise SystolicError(f"a column must be one of {', '.join(MEASURES)}, not {name!r}")
+    if "cost" in names and cost is None:
+        raise SystolicError("the column cost is predicted for a target: name it with --target")
     kept = state_bytes(graph, states()) if "state" in names else {}
     known: dict[str, Measure] = {
         "bytes": lambda node: value_bytes(node.type, capacity),
         "state": lambda node: kept.get(node.name, 0),
         "work": lambda node: operations(node, capacity),
     }
-    return {name: known[name] for name in names}
+    predicted = {"cost": cost()} if cost is not None and "cost" in names else {}
+    return {name: (known | predicted)[name] for name in names}
 
 
 def value_bytes(type_: ValueType, capacity: int) -> int:

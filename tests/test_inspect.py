@@ -468,7 +468,7 @@ def test_columns(llama):
         "layers.0.attn.scores": [2 * 2 * 8 * 4, 0, 2 * 2 * 8],
         "layers.0.attn.contraction": [64, 0, 2 * 16 * 16],
     }
-    with pytest.raises(SystolicError, match="a column must be one of bytes, state, work, not 'cycles'"):
+    with pytest.raises(SystolicError, match="a column must be one of bytes, state, work, cost, not 'cycles'"):
         measures(("cycles",), llama, 8, tuple)
 
 
@@ -534,7 +534,7 @@ def test_diff_and_why_as_text_and_json(graph_command, config):
         ("--why logits --format dot", "--why is an explanation: its --format is text or json, not dot"),
         ("--why logits --stage states", "the stage states is no graph; expected one of traced"),
         ("--grep x --format json", "--grep shows lines: its only --format is text, not json"),
-        ("--columns cycles", "a column must be one of bytes, state, work, not 'cycles'"),
+        ("--columns cycles", "a column must be one of bytes, state, work, cost, not 'cycles'"),
         ("--from nothing", "--stage must be one of traced"),
         ("--to states", "the stage states is no graph"),
         ("--stage diff --format svg", "--stage diff is a list of changes: its --format is text or json"),

@@ -13,6 +13,7 @@ from .arguments import DEFAULT_MODEL, Batch, Capacity, ModelArgument, State
 
 if TYPE_CHECKING:
     from ..stages import Stages
+    from .stage_costs import StageCosts
     from .views import View
 
 Stage = Annotated[
@@ -28,7 +29,11 @@ Expand = Annotated[list[str] | None, typer.Option(help="Show this scope (layers.
 Grep = Annotated[str | None, typer.Option(help="Only nodes in whose lines this text occurs.")]
 Around = Annotated[str | None, typer.Option(help="Only what lies around this node.")]
 Depth = Annotated[int, typer.Option(help="How many edges --around goes.")]
-Columns = Annotated[str | None, typer.Option(help="Add columns: bytes,state,work.")]
+Columns = Annotated[str | None, typer.Option(help="Add columns: bytes,state,work,cost (nanoseconds).")]
+TargetName = Annotated[
+    str | None,
+    typer.Option(help="Predict costs on this target (`systolic targets`): of a diff, or a column."),
+]
 Before = Annotated[str | None, typer.Option("--from", help="Show what changed since this stage …")]
 After = Annotated[str | None, typer.Option("--to", help="… up to this one (default: the last pass).")]
 Why = Annotated[str | None, typer.Option(help="Show which inputs and states reach this node, and how.")]
@@ -48,6 +53,7 @@ def graph(
     around: Around = None,
     depth: Depth = 1,
     columns: Columns = None,
+    target: TargetName = None,
     before: Before = None,
     after: After = None,
     why: Why = None,
@@ -63,6 +69,7 @@ def graph(
     from ..options import options_for
     from ..stages import Stages
     from ..terminal import show
+    from .stage_costs import StageCosts
     from .views import FILES, View
 
     view = View("json" if as_json else format, full, tuple(expand or ()), grep, around, depth)
@@ -72,13 +79,16 @@ def graph(
     names = tuple(columns.split(",")) if columns else ()
     if view.format in FILES and out is None:
         raise SystolicError(f"--format {view.format} is for a file: name it with --out")
-    report = render_report(stages, stage, view, (before, after), why)
+    if target and "cost" not in names and not (stage == "diff" or before or after):
+        raise SystolicError("--target predicts costs: ask for --stage diff or --columns cost")
+    costs = StageCosts.on(target, options.batch, options.capacity) if target else None
+    report = render_report(stages, stage, view, (before, after), why, costs)
     if report is None and view.format == "model-explorer" and out is not None:
         from .model_explorer import write_model_explorer
 
         print("\n".join(map(str, write_model_explorer(stages, stage, out, force=force))))
         return
-    text = render_graph(stages, stage, view, names) if report is None else report
+    text = render_graph(stages, stage, view, names, costs) if report is None else report
     if out is None:
         show(text)
     else:
@@ -91,6 +101,7 @@ def render_report(
     view: View,
     between: tuple[str | None, str | None] = (None, None),
     why: str | None = None,
+    costs: StageCosts | None = None,
 ) -> str | None:
     """What is no graph: changes, states, code, or an explanation; None where a graph is asked for."""
     from ..stages import CODE
@@ -102,7 +113,7 @@ def render_report(
         return show_why(stages, stage, why, as_json)
     if stage == "diff" or any(between):
         _require(view, "--stage diff", "a list of changes", ("text", "json"))
-        return show_differences(stages, *between, as_json)
+        return show_differences(stages, *between, as_json, costs)
     if stage == "states":
         _require(view, "--stage states", "a table", ("text", "json"))
         return show_states(stages.programs.states, as_json)
@@ -112,7 +123,13 @@ def render_report(
     return None
 
 
-def render_graph(stages: Stages, stage: str, view: View, columns: tuple[str, ...] = ()) -> str:
+def render_graph(
+    stages: Stages,
+    stage: str,
+    view: View,
+    columns: tuple[str, ...] = (),
+    costs: StageCosts | None = None,
+) -> str:
     """The graph of a stage, or the page of all stages; ``SystolicError`` for what there is not."""
     from ...compiler.measures import measures
     from .page import model_page
@@ -122,7 +139,9 @@ def render_graph(stages: Stages, stage: str, view: View, columns: tuple[str, ...
         require_scopes(next(iter(stages.passes.values())).graph, view.expand)
         return model_page(stages, stage, view.expand)
     shown = stages.graph(stage)
-    wanted = measures(columns, shown, stages.options.capacity, lambda: stages.states_of(stage))
+    derived = stages.passes.get(stage, stages.passes[stages.last_pass]).graph
+    cost = None if costs is None else lambda: costs.measure(derived, shown)
+    wanted = measures(columns, shown, stages.options.capacity, lambda: stages.states_of(stage), cost)
     return view.show(shown, wanted)
 
 

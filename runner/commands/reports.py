@@ -21,6 +21,7 @@ from ...ir.graph import Graph, Node
 from ...ir.time import Access
 from ...ir.types import show_type
 from ..stages import Stages
+from .stage_costs import StageCosts
 from .table import aligned
 
 # ---- states ----
@@ -57,39 +58,53 @@ def state_record(state: State) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Consequence:
-    """What a stage costs; None where it is not known. ``work`` counts operations for the last position."""
+    """What a stage costs; None where it is not known. ``work`` counts operations for the last position;
+    the last three are predicted for a step of decoding on a target."""
 
     work: int | None = None
     state_bytes_per_token: int | None = None
     state_bytes: int | None = None
+    cycles: int | None = None
+    nanoseconds: int | None = None
+    main_memory_bytes: int | None = None
 
 
-def show_differences(stages: Stages, start: str | None, end: str | None, as_json: bool) -> str:
-    """From one stage to another, or from each pass to the next where neither is named."""
+def show_differences(
+    stages: Stages, start: str | None, end: str | None, as_json: bool, costs: StageCosts | None = None
+) -> str:
+    """From one stage to another, or from each pass to the next where neither is named; with ``costs``,
+    what that changes on a target."""
     names = list(stages.passes)
     neighbours = list(pairwise(names))
     pairs = [(start or names[0], end or names[-1])] if start or end else neighbours
     records, texts = [], []
-    cost_of = {stage: consequence(stages, stage) for stage in dict.fromkeys(chain(*pairs))}
+    cost_of = {stage: consequence(stages, stage, costs) for stage in dict.fromkeys(chain(*pairs))}
     for before, after in pairs:
         found = difference(stages.graph(before), stages.graph(after))
-        costs = cost_of[before], cost_of[after]
+        both = cost_of[before], cost_of[after]
         seconds = stages.passes[after].seconds if (before, after) in neighbours else None
-        records.append(_difference_record(before, after, found, costs, seconds))
+        records.append(_difference_record(before, after, found, both, seconds))
         body = show_difference(found) or "nothing changed"
-        texts.append(f"{_difference_head(before, after, found, costs, seconds)}\n\n{body}")
+        title = costs.title if costs else None
+        texts.append(f"{_difference_head(before, after, found, both, seconds, title)}\n\n{body}")
     return json.dumps(records, indent=1) if as_json else "\n\n\n".join(texts)
 
 
-def consequence(stages: Stages, stage: str) -> Consequence:
+def consequence(stages: Stages, stage: str, costs: StageCosts | None = None) -> Consequence:
     """What a stage of the per-token graph costs."""
     if stage not in stages.passes:
         return Consequence()
     work = sum(operations(node, stages.options.capacity) for node in stages.graph(stage))
     states = stages.states_of(stage)
-    if not states:
-        return Consequence(work)
-    return Consequence(work, sum(s.bytes_per_token for s in states), sum(s.bytes for s in states))
+    found = costs.predict(stages.graph(stage)) if costs else None
+    return Consequence(
+        work,
+        sum(s.bytes_per_token for s in states) if states else None,
+        sum(s.bytes for s in states) if states else None,
+        round(found.cycles) if found and found.cycles is not None else None,
+        round(1e9 * found.seconds) if found else None,
+        round(found.total("bytes")) if found else None,
+    )
 
 
 def _difference_head(
@@ -98,7 +113,9 @@ def _difference_head(
     found: Difference,
     costs: tuple[Consequence, Consequence],
     seconds: float | None,
+    target: str | None = None,
 ) -> str:
+    """The heading of a difference; ``target`` names what was predicted."""
     old, new = costs
     lines = [
         f"{before} → {after}" + (f", {1000 * seconds:.1f} ms" if seconds is not None else ""),
@@ -108,6 +125,10 @@ def _difference_head(
         _change("operations for the last position", old.work, new.work),
         _change("state bytes per position", old.state_bytes_per_token, new.state_bytes_per_token),
         _change("state bytes in all", old.state_bytes, new.state_bytes),
+        f"# {target}:" if target else "",
+        _change("  cycles", old.cycles, new.cycles),
+        _change("  nanoseconds", old.nanoseconds, new.nanoseconds),
+        _change("  bytes of main memory", old.main_memory_bytes, new.main_memory_bytes),
     ]
     return "\n".join(filter(None, lines))
 
@@ -134,6 +155,9 @@ def _difference_record(
         "work": [cost.work for cost in costs],
         "state_bytes_per_token": [cost.state_bytes_per_token for cost in costs],
         "state_bytes": [cost.state_bytes for cost in costs],
+        "cycles": [cost.cycles for cost in costs],
+        "nanoseconds": [cost.nanoseconds for cost in costs],
+        "main_memory_bytes": [cost.main_memory_bytes for cost in costs],
         "changes": [
             {
                 "kind": change.kind,
