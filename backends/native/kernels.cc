@@ -18,6 +18,10 @@
 #include <type_traits>
 #include <vector>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -88,12 +92,46 @@ inline float Widen(uint16_t w) {  // bf16: the upper half of a float
   return value;
 }
 inline Floats WidenAll(const float* w) { return Read<Floats>(w); }
+#if defined(__AVX512F__)
+inline Floats Convert(__m128i bytes) { return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)); }
+inline Floats WidenAll(const uint16_t* w) {
+  return (Floats)_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(Read<__m256i>(w)), 16));
+}
+inline Floats WidenAll(const int8_t* w) { return Convert(Read<__m128i>(w)); }
+#elif defined(__AVX2__)
+inline Floats Convert(__m128i bytes) { return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)); }
+inline Floats WidenAll(const uint16_t* w) {
+  return (Floats)_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(Read<__m128i>(w)), 16));
+}
+inline Floats WidenAll(const int8_t* w) { return Convert(_mm_cvtsi64_si128(Read<int64_t>(w))); }
+#else
 inline Floats WidenAll(const int8_t* w) { return __builtin_convertvector(Read<Bytes>(w), Floats); }
 inline Floats WidenAll(const uint16_t* w) {
   const Words bits = __builtin_convertvector(Read<Halves>(w), Words) << 16;
   Floats values;
   std::memcpy(&values, &bits, sizeof(values));
   return values;
+}
+#endif
+
+// Two weights in a byte, 8 added to each; the lower halves of a group of bytes are its first half.
+struct Packed {
+  uint8_t byte;
+};
+
+// The weights in the lower and in the upper halves of kLanes bytes.
+inline void Unpack(const Packed* from, Floats* lower, Floats* upper) {
+#if defined(__AVX512F__)
+  const __m128i wide = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  const __m128i mask = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
+  *lower = Convert(_mm_sub_epi8(_mm_and_si128(wide, mask), eight));
+  *upper = Convert(_mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(wide, 4), mask), eight));
+#else
+  for (int j = 0; j < kLanes; ++j) {
+    (*lower)[j] = static_cast<float>((from[j].byte & 15) - 8);
+    (*upper)[j] = static_cast<float>((from[j].byte >> 4) - 8);
+  }
+#endif
 }
 
 inline float Sum(Floats vector) {
@@ -143,33 +181,41 @@ constexpr int RowsAtOnce(int m) { return m >= 8 ? 3 : 4; }
 
 // ---- projections ----
 
-// Two weights in a byte, 8 added to each; the lower halves of a group of bytes are its first half.
-struct Packed {
-  uint8_t byte;
-};
-
-inline void Unpack(const Packed* packed, int64_t half, float* wide) {
-  for (int64_t j = 0; j < half; ++j) {
-    wide[j] = static_cast<float>(static_cast<int>(packed[j].byte & 15) - 8);
-    wide[half + j] = static_cast<float>(static_cast<int>(packed[j].byte >> 4) - 8);
-  }
-}
-
 template <int M, int R, typename W>
-inline void GroupDots(const float* x, int64_t k, const W* w, int64_t size, float*, Floats (*sums)[R]) {
+inline void GroupDots(const float* x, int64_t k, const W* w, int64_t size, Floats (*sums)[R]) {
   const W* rows[R];
   for (int r = 0; r < R; ++r) rows[r] = w + r * k;
   Dots<M, R, W>(x, size, rows, size, sums);
 }
 
 template <int M, int R>
-inline void GroupDots(const float* x, int64_t k, const Packed* w, int64_t size, float* wide, Floats (*sums)[R]) {
-  const float* rows[R];
-  for (int r = 0; r < R; ++r) {
-    Unpack(w + r * k / 2, size / 2, wide + r * size);
-    rows[r] = wide + r * size;
+inline void GroupDots(const float* x, int64_t k, const Packed* w, int64_t size, Floats (*sums)[R]) {
+  const int64_t half = size / 2;
+  Floats lanes[M][R] = {};
+  int64_t j = 0;
+  for (; j + kLanes <= half; j += kLanes) {
+    Floats lower[R], upper[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      Unpack(w + r * k / 2 + j, &lower[r], &upper[r]);
+      __builtin_prefetch(reinterpret_cast<const char*>(w + r * k / 2 + j) + kAhead, 0, 0);
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const Floats first = Read<Floats>(x + m * size + j), second = Read<Floats>(x + m * size + half + j);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) lanes[m][r] += first * lower[r] + second * upper[r];
+    }
   }
-  Dots<M, R, float>(x, size, rows, size, sums);
+  for (int m = 0; m < M; ++m) {
+    for (int r = 0; r < R; ++r) {
+      for (int64_t rest = j; rest < half; ++rest) {
+        const int byte = w[r * k / 2 + rest].byte;
+        lanes[m][r][0] += x[m * size + rest] * ((byte & 15) - 8) + x[m * size + half + rest] * ((byte >> 4) - 8);
+      }
+      sums[m][r] = lanes[m][r];
+    }
+  }
 }
 
 template <typename W>
@@ -180,9 +226,9 @@ constexpr int64_t PerElement() {
 // sums[r][m] += scale * (x[m] . row r) over one block of k, lane by lane, for R rows of weights.
 template <int M, int R, typename W>
 inline void AddBlock(const float* x, const W* w, const float* scales, int64_t groups, int64_t k, int64_t block,
-                     float* wide, Floats (*sums)[M]) {
+                     Floats (*sums)[M]) {
   Floats part[M][R];
-  GroupDots<M, R>(x, k, w, block, wide, part);
+  GroupDots<M, R>(x, k, w, block, part);
   for (int r = 0; r < R; ++r) {
     const float scale = scales == nullptr ? 1.0f : scales[r * groups];
     for (int m = 0; m < M; ++m) sums[r][m] += part[m][r] * scale;
@@ -198,7 +244,7 @@ void ProjectRows(const float* x, const W* w, const float* scales, float* y, int6
   constexpr int R = RowsAtOnce(M);
   constexpr int64_t kTile = 8 * R, kBlock = M >= 8 ? 512 : 1024, kPer = PerElement<W>();
   const int64_t size = k / groups, block = groups > 1 || M == 1 ? size : kBlock;
-  std::vector<float> wide(kPer == 2 ? R * block : 0), near(M > 1 ? M * k : 0);
+  std::vector<float> near(M > 1 ? M * k : 0);
   for (int64_t at = 0; at < k && M > 1; at += block) {
     const int64_t length = std::min(block, k - at);
     for (int m = 0; m < M; ++m) std::copy_n(x + m * k + at, length, near.data() + M * at + m * length);
@@ -214,10 +260,10 @@ void ProjectRows(const float* x, const W* w, const float* scales, float* y, int6
         const W* from = w + ((tile + row) * k + at) / kPer;
         const float* scale = scales == nullptr ? nullptr : scales + (tile + row) * groups + at / size;
         if (row + R <= rows) {
-          AddBlock<M, R, W>(beside, from, scale, groups, k, length, wide.data(), sums + row);
+          AddBlock<M, R, W>(beside, from, scale, groups, k, length, sums + row);
           row += R;
         } else {
-          AddBlock<M, 1, W>(beside, from, scale, groups, k, length, wide.data(), sums + row);
+          AddBlock<M, 1, W>(beside, from, scale, groups, k, length, sums + row);
           row += 1;
         }
       }
