@@ -90,8 +90,8 @@ class Value:
 @dataclass(frozen=True)
 class Region:
     """Nodes that run as one. ``weights`` (without experts) and ``state``: bytes read of each, and of states
-    also written; ``inputs`` and ``results``: values of other regions, and for them; ``spilled``: values that a
-    reduction has to see before they are read a second time, unless they fit on chip."""
+    also written; ``inputs`` and ``results``: values of other regions, and for them; ``spilled``: values
+    that a reduction has to see before they are read a second time, unless they fit on chip."""
 
     name: str
     scope: str
