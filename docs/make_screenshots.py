@@ -1,6 +1,7 @@
 """Makes the screenshots of docs/images: python docs/make_screenshots.py [NAME …]
 
-Needs chromium, chromedriver and selenium. The models are configurations without weights.
+Needs chromium, chromedriver and selenium. The models are configurations without weights, and for the trace
+the embedded model.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from selenium.webdriver.support.ui import Select
 
 from systolic.models.load import load
 from systolic.runner.commands.page import model_page
+from systolic.runner.executable import compile
 from systolic.runner.options import options_for
 from systolic.runner.stages import Stages
+from systolic.runner.traces.page import trace_page
+from systolic.runner.traces.record import record_trace
 
 IMAGES = Path(__file__).parent / "images"
 SIZE = (1320, 900)  # of the window; a picture is somewhat lower
@@ -122,11 +126,24 @@ def recurrence(browser: Any, folder: Path) -> None:
     page.go_to("layers.0.inner")
 
 
+def trace(browser: Any, folder: Path) -> None:
+    """A step of the embedded model, and where one head looks."""
+    executable = compile(load(), backend="numpy")
+    prompt = executable.prompt_ids("ROMEO:\nWhat is")
+    new_ids = executable.generate(prompt, max_new_tokens=24, temperature=0.8, seed=3)
+    page = folder / "trace.html"
+    page.write_text(trace_page(record_trace(executable, prompt, new_ids)), encoding="utf-8")
+    browser.get(page.as_uri())
+    browser.find_element("css selector", '[data-token="11"]').click()
+    browser.find_element("css selector", '#looks [data-layer="4"][data-head="0"]').click()
+
+
 SHOTS: dict[str, Callable[[Any, Path], None]] = {
     "viewer": side_by_side,
     "viewer-heat": heat_map,
     "viewer-passes": pass_by_pass,
     "viewer-recurrence": recurrence,
+    "trace": trace,
 }
 
 

@@ -61,6 +61,7 @@ class Page {
     byId("none").hidden = has;
     for (const id of ["controls", "map", "cell", "looks-title", "looks-room"]) byId(id).hidden = !has;
     document.body.classList.toggle("plain", !has);
+    document.body.classList.toggle("numbers", this.data.tokens.every(({ id, text }) => text === String(id)));
   }
 
   /* ---- what a person does ---- */
@@ -187,7 +188,7 @@ class Page {
       const names = attention.isOfSource ? this.source : this.tokens;
       const cells = [...Array(attention.heads).keys()].map((i) => {
         const [at, weight] = attention.top(this.row, i), text = blanks(names[at]), isShown = layer === this.layer && i === this.head;
-        return `<td><button class="${weight > 0.5 ? "hot" : ""}" data-layer="${layer}" data-head="${i}" aria-pressed="${isShown}" style="--weight:${Math.round(100 * weight)}%" title="${escape(attention.name)} head ${i}: ${percent(weight)} on ${text} (${at})">${text}</button></td>`;
+        return `<td><button class="${weight > 0.8 ? "hot" : weight > 0.45 ? "warm" : ""}" data-layer="${layer}" data-head="${i}" aria-pressed="${isShown}" style="--weight:${Math.round(100 * weight)}%" title="${escape(attention.name)} head ${i}: ${percent(weight)} on ${text} (${at})">${text}</button></td>`;
       });
       return `<tr><th scope="row" title="${escape(attention.name)}">${escape(attention.name.replace(/\.(attn\.)?probs$/, ""))}</th>${cells.join("")}</tr>`;
     }).join("");
