@@ -265,7 +265,7 @@ def test_only_localhost_is_answered_to(address):
 
 def test_a_full_queue_is_429(client, service, exe, monkeypatch):
     """Four rows and six that may wait: the next is told to come again, and nothing of it stays."""
-    make_slow(service, monkeypatch, 0.05)
+    make_slow(service, monkeypatch, 0.2)
     asked = {"max_tokens": 96, "stream": True, "logprobs": 0}
     streams = [complete(client, n=4, **asked)]
     wait_for(lambda: service.scheduler.running == 4)
@@ -296,7 +296,7 @@ def busy(service: Service) -> int:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_rows(client, service, stream, monkeypatch):
-    make_slow(service, monkeypatch, 0.05)
+    make_slow(service, monkeypatch, 0.2)
     cancelled = service.scheduler.statistics.finished.get("cancelled", 0)
     body = {"model": "bard", "prompt": PROMPT, "max_tokens": 96, "n": 6, "stream": stream, "logprobs": 0}
     with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
@@ -388,13 +388,26 @@ def test_a_key_is_needed_where_others_can_reach(exe):
         assert openai.OpenAI(base_url=f"{address}/v1", api_key="secret").models.list().data
 
 
+def failure_of(stream) -> Iterator[str]:
+    """What an unfinished stream says in the end."""
+    try:
+        list(stream)
+    except openai.APIError as error:
+        yield error.message
+
+
 def test_the_end_cancels_what_is_not_over(exe, monkeypatch):
+    told: list[str] = []
     service = Service(exe, name="bard")
-    make_slow(service, monkeypatch, 0.1)
+    make_slow(service, monkeypatch, 0.2)
     with served(service) as address:
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
         stream = complete(client, max_tokens=96, stream=True, logprobs=0)
         next(iter(stream))
+        ends = threading.Thread(target=told.extend, args=(failure_of(stream),))
+        ends.start()
+    ends.join()
+    assert told == ["the server is shutting down"]
     assert busy(service) == 0
     assert not service.scheduler.is_running
     assert service.scheduler.statistics.finished == {"cancelled": 1}
@@ -404,7 +417,7 @@ def test_a_failure_of_the_device_is_told_to_everybody(exe, monkeypatch):
     service = Service(exe, name="bard")
     with served(service) as address:
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
-        make_slow(service, monkeypatch, 0.05)
+        make_slow(service, monkeypatch, 0.2)
         stream = complete(client, max_tokens=96, stream=True, logprobs=0)
         next(iter(stream))
         monkeypatch.setattr(service.scheduler, "_step", lambda: 1 / 0)
@@ -413,6 +426,15 @@ def test_a_failure_of_the_device_is_told_to_everybody(exe, monkeypatch):
         with pytest.raises(openai.InternalServerError, match="the scheduler is closed"):
             complete(client)
         assert httpx.get(f"{address}/health").status_code == 503
+
+
+def test_a_model_without_a_tokenizer_is_only_asked_for_what_it_can(shared):
+    exe = sy.compile(sy.load(shared / "oracle" / "t5"), backend="numpy", capacity=64, chunk=16)
+    with served(Service(exe, name="t5")) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        with pytest.raises(openai.BadRequestError, match="t5 has no tokenizer, so it cannot answer in text"):
+            client.completions.create(model="t5", prompt=[5, 6])
+        assert len(client.embeddings.create(model="t5", input=[5, 6, 7]).data[0].embedding) > 8
 
 
 def test_an_encoder_embeds(shared):

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from ..generate import Step
 from ..request import Request
+from ..sources import shown
 from ..vocabulary import Vocabulary
 
 REASONS = {"eos": "stop", "stop": "stop", "length": "length", "capacity": "length"}
@@ -87,10 +88,10 @@ class Answer:
 
 def usage_of(requests: Sequence[Request]) -> dict[str, Any]:
     """How many tokens were read and made; prompts of several answers count once."""
-    prompts = {request.prompt: request for request in requests}
-    read = sum(len(request.prompt) + len(request.source) for request in prompts.values())
+    prompts = {(shown(request.source), request.prompt): request for request in requests}
+    read = sum(len(request.source) or len(request.prompt) for request in prompts.values())
     made = sum(len(request.tokens) for request in requests)
-    reused = sum(min(r.reused for r in requests if r.prompt == prompt) for prompt in prompts)
+    reused = sum(min(r.reused for r in requests if r.prompt == one.prompt) for one in prompts.values())
     return {
         "prompt_tokens": read,
         "completion_tokens": made,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import socket
 
 import uvicorn
@@ -10,12 +12,35 @@ from ...ir.errors import SystolicError
 from .application import LOOPBACK, application
 from .service import Service
 
+CLOSING_SECONDS = 3.0  # that a cancelled answer may take to reach its client
 GRACE_SECONDS = 10.0  # that answers get to end by themselves once the server is to stop
+
+
+class Server(uvicorn.Server):
+    """Ends as ``new_server`` says: the requests by themselves, then the connections."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, grace: float) -> None:
+        super().__init__(config)
+        self._service = service
+        self._grace = grace
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Waits for the answers that are on their way, and tells those that take too long."""
+        ending = asyncio.create_task(self._end_requests())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+    async def _end_requests(self) -> None:
+        await asyncio.sleep(self._grace)
+        if self._service.scheduler is not None:
+            await asyncio.to_thread(self._service.scheduler.close, cancel=True)
 
 
 def new_server(
     service: Service, *, host: str, port: int, api_key: str | None = None, grace: float = GRACE_SECONDS
-) -> uvicorn.Server:
+) -> Server:
     """A server that ``run()`` starts. On SIGTERM or Ctrl-C it takes no more requests, and cancels those
     that are not over after ``grace`` seconds.
 
@@ -33,10 +58,10 @@ def new_server(
         port=port,
         log_level="warning",
         lifespan="on",
-        timeout_graceful_shutdown=max(1, round(grace)),
+        timeout_graceful_shutdown=math.ceil(grace + CLOSING_SECONDS),
         server_header=False,
     )
-    return uvicorn.Server(config)
+    return Server(config, service, grace)
 
 
 def listen(host: str, port: int) -> socket.socket:

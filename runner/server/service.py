@@ -44,11 +44,12 @@ class Service:
         self.created = int(time.time())
         self.limits = limits or Limits(executable.options.capacity)
         self.sampling: Mapping[str, Any] = sampling_settings(executable.model)
-        self.no_text = _refusal(executable)
+        refusal = _refusal(executable)
+        self.no_text = refusal or _no_tokenizer(executable)  # why texts cannot be continued, if they cannot
         self.scheduler: Scheduler | None = None
         if self.no_text is None:
             self.scheduler = executable.scheduler(**scheduler_options)
-        self.encodes = self.no_text is not None or executable.inputs.source is not None
+        self.encodes = refusal is not None or executable.inputs.source is not None
         self.metrics = Metrics(self.scheduler)
         self._encoding = asyncio.Lock()
 
@@ -162,9 +163,15 @@ def _told(error: Exception) -> ApiError:
 
 
 def _refusal(executable: Executable) -> str | None:
-    """Why a model cannot continue texts, if it cannot."""
+    """Why a model continues nothing, if it does not."""
     try:
         executable.prompt_of([0], Generation())
     except SystolicError as error:
         return f"{executable.model.name} continues no texts: {str(error).splitlines()[0]}"
     return None
+
+
+def _no_tokenizer(executable: Executable) -> str | None:
+    if executable.tokenizer is not None:
+        return None
+    return f"{executable.model.name} has no tokenizer, so it cannot answer in text"
