@@ -280,7 +280,8 @@ class Scheduler:
         try:
             token = choose()
             chances = (None, ()) if logits is None else slot.chooser.chances(logits, token)
-            is_complete = slot.chooser.completes([*slot.text, token])
+            slot.text.append(token)
+            is_complete = slot.chooser.completes(slot.text)
             step = slot.reply.push(token, *chances, is_complete=is_complete)
         except SystolicError as error:  # of this text alone
             slot.request.fail(error)
@@ -291,7 +292,6 @@ class Scheduler:
             self._store(row)
         slot.count += 1
         slot.pending = [token]
-        slot.text.append(token)
         self.statistics.tokens += 1
         slot.request.push(step)
         if step.finish_reason is not None:
