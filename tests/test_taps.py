@@ -13,6 +13,8 @@ from small_models import attention, hybrid, recurrent, tiny, window
 import systolic as sy
 from systolic.backends.stablehlo import emit_stablehlo
 from systolic.ir.interpret import interpret
+from systolic.runner.artifacts import open_compiled, write_compiled
+from systolic.runner.options import options_for
 from systolic.runner.stages import Stages
 
 BACKENDS = ["numpy", "xla"]
@@ -348,3 +350,27 @@ def test_the_logit_lens_ends_with_what_is_chosen():
             chances = example["lens"](executable.model, reading.values["layers.4.mlp.x"])
             assert int(chances.argmax()) == reading.step.token
             assert np.log(chances.max()) == pytest.approx(reading.step.logprob, abs=1e-4)
+
+
+def test_taps_of_a_model_without_a_cache():
+    """Everything is recomputed from the tokens at each position, and is the same."""
+    kept, recomputed = (
+        list(tiny(hybrid, state=state).tap("softmax*").trace(TEXT, max_new_tokens=3))
+        for state in ("auto", "tokens")
+    )
+    for one, other in zip(kept, recomputed, strict=True):
+        for name, value in one.values.items():
+            np.testing.assert_allclose(other.values[name], value, rtol=2e-3, atol=2e-4)
+
+
+def test_a_compiled_directory_can_be_tapped_and_patched(tmp_path, shared):
+    """Its programs are derived anew; the directory stays as it is."""
+    model = sy.load(shared / "real" / "stories260K")
+    options = options_for(model, capacity=32, chunk=16)
+    write_compiled(model, options, tmp_path / "compiled")
+    opened = open_compiled(tmp_path / "compiled", "numpy", {})
+    patched = opened.patch("layers.1.attn.probs", scale=0.0)
+    (reading,) = patched.tap("layers.1.attn.mixed").trace([1], max_new_tokens=0)
+    assert not reading.values["layers.1.attn.mixed"].any()
+    (reading,) = opened.tap("layers.1.attn.mixed").trace([1], max_new_tokens=0)
+    assert reading.values["layers.1.attn.mixed"].any()
