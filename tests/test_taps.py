@@ -374,3 +374,12 @@ def test_a_compiled_directory_can_be_tapped_and_patched(tmp_path, shared):
     assert not reading.values["layers.1.attn.mixed"].any()
     (reading,) = opened.tap("layers.1.attn.mixed").trace([1], max_new_tokens=0)
     assert reading.values["layers.1.attn.mixed"].any()
+
+
+def test_an_output_is_patched():
+    executable = tiny(heads)
+    bias = np.arange(V, dtype=np.float32)
+    biased = executable.patch(executable.model.graph.outputs["logits"].name, add=bias)
+    np.testing.assert_allclose(biased.score(TEXT), executable.score(TEXT) + bias, rtol=1e-5, atol=1e-5)
+    always = executable.patch(executable.model.graph.outputs["logits"].name, np.eye(V)[5])
+    assert always.generate(TEXT, max_new_tokens=3) == [5, 5, 5]
