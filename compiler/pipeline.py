@@ -72,7 +72,8 @@ def _check_values(name: str, before: Graph, after: Graph, steps: int = 5) -> Non
             return random.normal(size=shape).astype(DTYPES[dtype])
         return random.integers(0, 2, size=shape).astype(DTYPES[dtype])
 
-    inputs = {n.name: draw((steps, *n.tensor.static_shape), n.tensor.dtype) for n in before.inputs}
+    lead = {n: () if n.clock is None else (steps,) for n in before.inputs}
+    inputs = {n.name: draw((*lead[n], *n.tensor.static_shape), n.tensor.dtype) for n in before.inputs}
     weights = {n.name: draw(n.tensor.static_shape, n.tensor.dtype) for n in before.parameters}
     old, new = interpret(before, inputs, weights), interpret(after, inputs, weights)
     for output, value in old.items():

@@ -22,8 +22,9 @@ def trace(function: Callable[..., Any], /, *, name: str | None = None, **inputs:
     """Runs ``function`` over streams and returns its graph.
 
     Each argument of the function is an input; its type is given by keyword like ``token="i32[]"``
-    (the default), with ``@clock`` behind it for a clock other than ``main``. The function returns
-    one stream, a tuple, or a dictionary of streams. Raises ``GraphError`` with the user's line.
+    (the default), with ``@clock`` behind it for a clock other than ``main``; with ``@`` alone it has no
+    clock, and one value for a whole text. The function returns one stream, a tuple, or a dictionary of
+    streams. Raises ``GraphError`` with the user's line.
     """
     running = Trace()
     arguments: dict[str, Stream] = {}
@@ -52,12 +53,13 @@ def trace(function: Callable[..., Any], /, *, name: str | None = None, **inputs:
 
 
 def _input_node(name: str, declared: str) -> Node:
-    text, _, clock = declared.partition("@")
+    text, separator, name_of_clock = declared.partition("@")
+    clock = name_of_clock if separator else MAIN
     try:
         type_ = parse_type(text)
     except ValueError as error:
         raise GraphError(f"input {name}: {error}") from None
-    return make_node(OPS["input"], (), {"type": type_, "clock": clock or MAIN}, name=name)
+    return make_node(OPS["input"], (), {"type": type_, "clock": clock or None}, name=name)
 
 
 def _named_outputs(result: Any) -> Mapping[str, Node]:

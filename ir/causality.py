@@ -125,9 +125,10 @@ def certify(graph: Graph) -> Certificate:
 
 
 def _origins(graph: Graph) -> tuple[Node, ...]:
-    """What outputs depend on: the inputs, and the length of the text where it is asked for."""
+    """What outputs depend on at some positions: the inputs that have any, and the length of the text where it
+    is asked for."""
     lengths = (node for node in graph.nodes if node.op.name == "position" and node.clock == TEXT)
-    return (*graph.inputs, *lengths)
+    return (*(node for node in graph.inputs if node.clock is not None), *lengths)
 
 
 def _all_reads(graph: Graph) -> Reads:

@@ -22,7 +22,7 @@ def interpret(
 ) -> dict[str, np.ndarray]:
     """The outputs ``[T, …]`` by name, from inputs ``[T, …]`` and parameters by name.
 
-    Inputs of one clock have the same T. An output without a clock has no T axis.
+    Inputs of one clock have the same T. An input or output without a clock has no T axis.
     """
     run = _Run(graph, inputs, parameters)
     wanted = {name: run.moments(node) for name, node in graph.outputs.items()}
@@ -45,7 +45,7 @@ class _Run:
     ) -> None:
         self.parameters = parameters
         self.given = {node: np.asarray(inputs[node.name]) for node in graph.inputs}
-        self.lengths = {node.clock: len(array) for node, array in self.given.items()}
+        self.lengths = {n.clock: len(array) for n, array in self.given.items() if n.clock is not None}
         self.lengths[TEXT] = self.lengths.get(MAIN, 0)
         self.closing = dict(graph.feedback)
         self.values: dict[Moment, Any] = {}
@@ -77,7 +77,7 @@ class _Run:
         operands = [self.values[read] for read in self.read(node, t)]
         match node.op.name:
             case "input":
-                return self.given[node][t]
+                return self.given[node] if node.clock is None else self.given[node][t]
             case "parameter":
                 return np.asarray(self.parameters[node.name])
             case "position":

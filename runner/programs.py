@@ -75,7 +75,7 @@ class DerivedPrograms:
         self._options = options
         self.score_lengths = options.score_lengths
         self._clock = next(iter(graph.outputs.values())).clock
-        has_source = any(node.clock != self._clock for node in graph.inputs)
+        has_source = any(node.clock not in (self._clock, None) for node in graph.inputs)
         self.source_lengths = options.source_lengths if has_source else ()
 
     @cached_property

@@ -131,7 +131,9 @@ class Derivation:
         return frozenset(postorder(roots, lambda node: node.sources))
 
     def constant(self, node: Node) -> Steps:
-        """Weights and constants, and what finished clocks left behind."""
+        """Weights and constants, what is given for a row, and what finished clocks left behind."""
+        if node in self.given:
+            return Placed(self.given[node], 1, node.tensor.shape)
         if (node, "constant") in self.buffers.initial:
             kept = self.buffers.initial[node, "constant"]
             kept = slots_first(Maker(node, "@kept"), kept, constant_axis(node.tensor.shape))

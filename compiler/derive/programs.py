@@ -141,7 +141,10 @@ def _recompute_all(
     """Every result from the stored inputs alone: one closed pass over all slots, then the chunk's."""
     graph, clock = derivation.graph, derivation.clock
     frame = derivation.frames[clock]
-    inputs = {node: derivation.value((node, "kept")).node for node in derivation.given}
+    inputs = {
+        node: given if node.clock is None else derivation.value((node, "kept")).node
+        for node, given in derivation.given.items()
+    }
     make = Maker(None, "recompute")
     steps = make("arange", label="positions", size=sizes.capacity)
     positions = make.broadcast(steps, (sizes.rows, sizes.capacity), "positions")
@@ -205,13 +208,14 @@ def _dims(node: Node) -> tuple:
 
 
 def _model_inputs(graph: Graph, rows: int, lengths: Mapping[str, int]) -> dict[Node, Node]:
-    """The inputs of the clocks in ``lengths``, each with rows and that many positions."""
+    """The inputs of the clocks in ``lengths``, each with rows and that many positions; and those without a
+    clock, with rows alone."""
+    leading: dict[Node, tuple[int, ...]] = {n: (rows,) for n in graph.inputs if n.clock is None}
+    leading |= {n: (rows, lengths[str(n.clock)]) for n in graph.inputs if n.clock in lengths}
     return {
-        node: _program_input(
-            node.name, node.tensor.with_shape((rows, lengths[str(node.clock)], *node.tensor.shape))
-        )
+        node: _program_input(node.name, node.tensor.with_shape((*leading[node], *node.tensor.shape)))
         for node in graph.inputs
-        if node.clock in lengths
+        if node in leading
     }
 
 

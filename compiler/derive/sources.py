@@ -82,7 +82,7 @@ def graph_behind_source(graph: Graph, clock: str) -> Graph:
         new[node] = given.get(node) or copy_node(node, tuple(new[source] for source in node.sources))
     return Graph(
         f"{graph.name}.decoder",
-        (*given.values(), *(new.get(node, node) for node in graph.inputs if node.clock == clock)),
+        (*given.values(), *(new.get(node, node) for node in graph.inputs if node.clock in (clock, None))),
         tuple(new[node] for node in graph.parameters if node in new),
         {name: new[node] for name, node in graph.outputs.items()},
         tuple((new[previous], new[value]) for previous, value in graph.feedback if previous in new),

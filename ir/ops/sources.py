@@ -18,7 +18,7 @@ def _declared_type(*, type: TensorType, clock: str | None = None) -> TensorType:
 
 @define(_declared_type, kind="source")
 def input_(*, type: TensorType, clock: str | None = None) -> Array:
-    """a value that the caller gives: one for each position of ``clock``"""
+    """a value that the caller gives: one for each position of ``clock``, without a clock one for the text"""
     raise ValueError("an input has no value of its own")
 
 
