@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from .chat_template import ChatTemplate, Message, read_chat_template
 from .embedded import DEFAULT, embedded_models
 from .families import build, family_of
 from .length import with_text_length
+from .merge import merge
+from .peft import read_adapter
 from .positions import looks_positions_up
 from .quantised import SCHEMES, quantise
 from .spec import Config, read_config
@@ -38,6 +40,15 @@ class Constraints:
 
 
 @dataclass(frozen=True)
+class AdapterChoice:
+    """What a text is given so that an adapter speaks: the ``number`` for the input ``adapter`` (0: none), and
+    the ids of learned vectors in front of its tokens."""
+
+    number: int = 0
+    prompt: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Model:
     """A model that is ready to be compiled. ``weights`` is None for a bare config.json.
 
@@ -50,7 +61,8 @@ class Model:
     ``sampling`` is how generation_config.json asks tokens to be drawn (temperature, top_k, top_p); it is
     empty where the most likely token is to be taken. ``shortest_like`` is for a model that computes all
     positions of a text by the text's length: how long the shortest text is that it computes like one of
-    a given length; None where the length decides nothing.
+    a given length; None where the length decides nothing. ``adapters`` are those that a text can choose,
+    by name.
     """
 
     name: str
@@ -70,6 +82,7 @@ class Model:
     source_length: int | None = None
     shortest_like: Callable[[int], int] | None = None
     chat_template: ChatTemplate | None = None
+    adapters: Mapping[str, AdapterChoice] = field(default_factory=dict)
     is_bounded: bool = False
     dtype: str = "f32"
 
@@ -91,8 +104,16 @@ class Model:
         return replace(self, graph=with_text_length(self.graph, 1), shortest_like=None)
 
 
-def load(path_or_name: str | Path = DEFAULT, dtype: str = "f32") -> Model:
+def load(
+    path_or_name: str | Path = DEFAULT,
+    dtype: str = "f32",
+    *,
+    adapter: str | Path | Sequence[str | Path] = (),
+) -> Model:
     """Reads a checkpoint directory, a bare config.json, or an embedded model by its name.
+
+    ``adapter`` is a directory with LoRA factors as the peft library writes them, or several: they are merged
+    into the weights, each when it is read.
 
     ``dtype`` is how weights are kept: f32, bf16, f16, or integers with scales (``quantised.SCHEMES``);
     they are computed with as f32. Raises ``SystolicError`` naming the file and what was expected of it.
@@ -105,6 +126,11 @@ def load(path_or_name: str | Path = DEFAULT, dtype: str = "f32") -> Model:
     directory = path if path.is_dir() else None
     stored = None if directory is None else read_checkpoint(directory)
     spec, graph = build(config, stored)
+    adapters = [adapter] if isinstance(adapter, str | Path) else adapter
+    if adapters and stored is None:
+        raise SystolicError(f"{path}: has no weights that an adapter could be merged into")
+    if adapters and stored is not None:
+        graph, stored = merge(graph, stored, family_of(config).naming, [read_adapter(a) for a in adapters])
     if dtype in WEIGHT_DTYPES[1:]:
         graph = keep_weights_as(graph, dtype)
     weights: Mapping[str, np.ndarray] | None = None

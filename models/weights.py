@@ -53,6 +53,11 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: str  # as in the file: F32, BF16, …
 
+    @property
+    def is_floating(self) -> bool:
+        """Whether the values are floats of a type that is known."""
+        return self.dtype in _STORED_FLOATS
+
     def array(self, dtype: np.dtype) -> np.ndarray:
         """The values as ``dtype``; a view of the file if they are stored like that."""
         stored = self.data.view(DTYPES[_STORED_FLOATS[self.dtype]]).reshape(self.shape)
@@ -150,9 +155,9 @@ def fit(graph: Graph, tensors: Mapping[str, StoredTensor], naming: Naming, sourc
     that it must be.
     """
     types = {node.name: node.tensor for node in graph.parameters}
-    parts = {name: _parts(name, type_) for name, type_ in types.items()}
+    parts = {name: stored_parts(name, type_) for name, type_ in types.items()}
     wanted = {name: type_ for stored in parts.values() for name, type_ in stored.items()}
-    rename = _renaming(wanted, naming)
+    rename = renaming(wanted, naming)
     found = {rename(name): tensor for name, tensor in tensors.items()}
     missing = sorted(set(wanted) - set(found))
     if missing:
@@ -170,7 +175,7 @@ def fit(graph: Graph, tensors: Mapping[str, StoredTensor], naming: Naming, sourc
     )
 
 
-def _parts(name: str, type_: TensorType) -> dict[str, TensorType]:
+def stored_parts(name: str, type_: TensorType) -> dict[str, TensorType]:
     """The tensors that files hold for a parameter: itself, or one for each number in place of ``*``."""
     if "*" not in name:
         return {name: type_}
@@ -193,7 +198,9 @@ def _refuse_unexpected(
         raise SystolicError(f"{first.path}: the model has no use for the tensor {described}")
 
 
-def _renaming(types: Mapping[str, TensorType], naming: Naming) -> Callable[[str], str]:
+def renaming(types: Mapping[str, TensorType], naming: Naming) -> Callable[[str], str]:
+    """From the name of a tensor in files to that in ``types``, if it is there under another one."""
+
     def rename(name: str) -> str:
         for end, meant in naming.endings.items():
             name = name.removesuffix(end) + meant if name.endswith(end) else name
@@ -211,7 +218,7 @@ def _require_fit(name: str, type_: TensorType, tensor: StoredTensor) -> None:
             f"{tensor.path}: tensor {name} has shape {_shape(tensor.shape)}, "
             f"but the config asks for {_shape(type_.shape)}"
         )
-    if tensor.dtype not in _STORED_FLOATS:
+    if not tensor.is_floating:
         known = ", ".join(_STORED_FLOATS)
         raise SystolicError(f"{tensor.path}: tensor {name} is stored as {tensor.dtype}, not {known}")
 
