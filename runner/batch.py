@@ -12,6 +12,7 @@ from ..backends.interface import Prepared
 from ..compiler.derive.generation import NO_TOKEN
 from ..compiler.derive.moves import PIECE_PREFIX, piece_type, row_type
 from ..ir.errors import SystolicError
+from .adapters import adapter_inputs
 from .lengths import require_one_length
 from .snapshot import Snapshot
 from .sources import Source, read_sources, shown
@@ -26,12 +27,14 @@ _GROUPS = {"whole": AS_A_WHOLE, "constants": ("constant",)}  # kinds whose rows 
 
 @dataclass
 class Row:
-    """What one row has read. ``written`` is how many positions its rings have been written for."""
+    """What one row has read. ``written`` is how many positions its rings have been written for, ``adapter``
+    the number of the adapter that it speaks with."""
 
     tokens: list[int] = field(default_factory=list)
     written: int = 0
     checkpoints: list[Checkpoint] = field(default_factory=list)
     source: tuple[int, ...] = ()
+    adapter: int = 0
 
 
 class Batch:
@@ -100,14 +103,14 @@ class Batch:
 
     # ---- reading ----
 
-    def begin(self, row: int, source: Source = ()) -> None:
-        """Empties a row; an encoder-decoder reads its source."""
-        self.rows[row] = Row(source=shown(source))
+    def begin(self, row: int, source: Source = (), adapter: int = 0) -> None:
+        """Empties a row, for an adapter; an encoder-decoder reads its source."""
+        self.rows[row] = Row(source=shown(source), adapter=adapter)
         if self._source is None:
             return
         sources: list[Source] = [()] * len(self.rows)
         sources[row] = source
-        constants = read_sources(self._executable, sources, self._room)
+        constants = read_sources(self._executable, sources, self._room, self._adapters)
         self._restore("constants", row, self._save("constants", row, constants))
 
     def clear(self, row: int) -> None:
@@ -181,6 +184,7 @@ class Batch:
     def _call(self, program: Prepared, inputs: dict[str, Any]) -> dict[str, Any]:
         """Runs a program on the states, from where each row is."""
         inputs["offset"] = self._counts({i: len(row.tokens) for i, row in enumerate(self.rows)})
+        inputs |= self._adapters
         if self._source is not None:
             inputs |= self._ends(self._counts({i: len(row.source) for i, row in enumerate(self.rows)}))
         try:
@@ -190,6 +194,11 @@ class Batch:
             self._lose()
             raise
         return results
+
+    @property
+    def _adapters(self) -> dict[str, np.ndarray]:
+        numbers = {i: row.adapter for i, row in enumerate(self.rows)}
+        return adapter_inputs(self._executable.model.graph, len(self.rows), numbers)
 
     def fetch(self, logits: Any) -> np.ndarray:
         """Logits as float32 on the host."""
@@ -251,6 +260,7 @@ class Batch:
             checkpoints=tuple(state.checkpoints),
             source=state.source,
             constants=self._save("constants", row, self._states),
+            adapter=state.adapter,
         )
 
     def put(self, row: int, snapshot: Snapshot) -> None:
@@ -263,7 +273,9 @@ class Batch:
         self._restore("whole", row, snapshot.whole)
         self._restore("constants", row, snapshot.constants)
         checkpoints = list(snapshot.checkpoints)
-        self.rows[row] = Row(list(snapshot.tokens), snapshot.written, checkpoints, snapshot.source)
+        self.rows[row] = Row(
+            list(snapshot.tokens), snapshot.written, checkpoints, snapshot.source, snapshot.adapter
+        )
 
     def fork(self, row: int, targets: Sequence[int]) -> None:
         """Gives other rows the text of one."""
@@ -296,7 +308,7 @@ class Batch:
             self._restore("whole", row, checkpoint.arrays)
         written = len(tokens) if checkpoint is None else checkpoint.written
         kept = [checkpoint] if checkpoint is not None and checkpoint.position <= len(tokens) else []
-        self.rows[row] = Row(list(tokens), written, kept)
+        self.rows[row] = Row(list(tokens), written, kept, adapter=self.rows[row].adapter)
 
     def _piece_size(self, positions: int) -> int:
         return min(size for size in self._executable.options.score_lengths if size >= positions)

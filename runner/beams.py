@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..ir.errors import SystolicError
+from .adapters import adapter_choice
 from .decode_loop import Memory, Rows, sampling_inputs
 from .generate import Generation, sampling_row
 from .lengths import require_one_length
@@ -178,7 +179,8 @@ class _BeamRows:
         self._executable = executable
         unused: list[Sequence[int]] = [()] * (executable.options.batch - 1)
         sources = [source] * executable.options.batch if executable.inputs.source else ()
-        self._rows = Rows(executable, sources)
+        number = adapter_choice(executable.model, search.adapter).number
+        self._rows = Rows(executable, sources, [number] * executable.options.batch)
         row = sampling_row(executable, len(prompt), search)
         sampling = [replace(row, chain=(LogSoftmax(), *row.chain))] * executable.options.batch
         structure = replace(structure_of(sampling), yields_scores=True)

@@ -20,6 +20,7 @@ def run_constrained(
     generation: Generation,
     first_row: int = 0,
     sources: Sequence[Source] = (),
+    adapters: Sequence[int] = (),
 ) -> Iterator[list[Step | None]]:
     """As ``run_rows``, with one call of the model for each token."""
     rows = Batch(executable, checkpoint_every=0)
@@ -27,7 +28,7 @@ def run_constrained(
     choosers = [Chooser(executable, len(prompt), generation) for prompt in prompts]
     texts = [list(prompt) for prompt in prompts]
     for row in range(len(prompts)):
-        rows.begin(row, sources[row] if sources else ())
+        rows.begin(row, sources[row] if sources else (), adapters[row] if adapters else 0)
     pending = {row: texts[row] for row, reply in enumerate(replies) if not reply.is_over}
     while pending:
         logits = rows.read(pending)

@@ -13,6 +13,7 @@ from ..backends.interface import Prepared
 from ..compiler.derive.generation import NO_TOKEN, SAMPLING
 from ..compiler.program import Program
 from ..ir.errors import SystolicError
+from .adapters import adapter_inputs
 from .lengths import TextLengths
 from .sampling.chain import DAMAGED, Row, Structure, row_inputs, structure_of
 from .sampling.programs import LONGEST_CALL
@@ -44,26 +45,31 @@ class Rows:
     """The states of rows that run side by side, and how many positions each has seen.
 
     ``sources`` are what an encoder-decoder reads first, and once: a text for each row, or nothing.
+    ``adapters`` are the numbers of the adapters that the first rows speak with.
     """
 
-    def __init__(self, executable: Executable, sources: Sequence[Source] = ()) -> None:
+    def __init__(
+        self, executable: Executable, sources: Sequence[Source] = (), adapters: Sequence[int] = ()
+    ) -> None:
         self._executable = executable
         self.states = executable.fresh_states()
         self.seen = np.zeros(executable.options.batch, np.int32)
         self.lengths = TextLengths(executable)
         self.longest_source = 0
         self._source_lengths: dict[str, np.ndarray] = {}
+        graph, count = executable.model.graph, executable.options.batch
+        self._adapters = adapter_inputs(graph, count, dict(enumerate(adapters)))
         source = executable.inputs.source
         if source is not None:
             counts = np.array([len(text) for text in sources], np.int32)
             self.longest_source = int(counts.max())
             self._source_lengths = {f"length.{source.clock}": counts}
-            self.states |= read_sources(executable, sources, self.longest_source)
+            self.states |= read_sources(executable, sources, self.longest_source, self._adapters)
 
     @property
     def inputs(self) -> dict[str, np.ndarray]:
         """What every program is given beside tokens and positions."""
-        return self._source_lengths | self.lengths.inputs
+        return self._source_lengths | self._adapters | self.lengths.inputs
 
     def read(self, tokens: Sequence[Sequence[int]]) -> None:
         """Reads more tokens of each row, any number; rows without any stay as they are."""
@@ -145,8 +151,9 @@ def sampling_inputs(structure: Structure, sampling: Sequence[Row], program: Prog
 class DecodeLoop:
     """Rows and how each of them is sampled; ``stops`` are the tokens that end each row.
 
-    ``logprobs`` as in ``Structure``; ``table`` is an automaton over tokens that ends rows, see
-    ``stop_automaton``. All rows of the executable are there; those that nobody uses rest.
+    ``sources`` and ``adapters`` as in ``Rows``, ``logprobs`` as in ``Structure``; ``table`` is an automaton
+    over tokens that ends rows, see ``stop_automaton``. All rows of the executable are there; those that
+    nobody uses rest.
     """
 
     def __init__(
@@ -157,9 +164,10 @@ class DecodeLoop:
         sources: Sequence[Source] = (),
         logprobs: int | None = None,
         table: np.ndarray | None = None,
+        adapters: Sequence[int] = (),
     ) -> None:
         self._executable = executable
-        self.rows = Rows(executable, sources)
+        self.rows = Rows(executable, sources, adapters)
         self._table = table
         self._automaton = np.zeros(len(stops), np.int32)  # the state of each row
         self.structure = structure_of(sampling, logprobs)

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from ..backends import backend_named
-from ..backends.interface import Backend, Prepared
-from ..compiler.derive import source_graph
+from ..backends.interface import Backend
 from ..compiler.pipeline import run_passes
 from ..compiler.program import State
-from ..ir.causality import Certificate
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph
-from ..ir.types import DTYPES, FLOATS, TensorType
+from ..ir.types import DTYPES, TensorType
+from ..models.adapters import with_adapters
 from ..models.chat_template import Message
 from ..models.load import Model
+from .adapters import adapter_choice, adapters_of
 from .batch import Batch
 from .beams import BeamSearch, Hypothesis, beam_search
 from .chat import chat_prompt
@@ -30,9 +30,9 @@ from .generate import Generation, Step, chunk_sizes, prepare_loop, run_rows, unw
 from .grammar import Grammars
 from .graph_model import model_of_graph
 from .inputs import Inputs
-from .lengths import LENGTH_INPUT
 from .options import GRAPH_CAPACITY, Options, options_for
 from .programs import DerivedPrograms, Programs, ProgramSource
+from .prompts import prompt_of
 from .saved_state import load_state, save_state
 from .scheduler import Scheduler
 from .session import Session
@@ -42,6 +42,7 @@ from .speculation import Speculation
 from .taps import Taps, patched, tapped
 from .tokens import TextStream, Tokenizer
 from .undo import Undo
+from .whole_text import encode, log_likelihoods, score_outputs
 
 Prompt = str | Sequence[int]
 
@@ -109,10 +110,6 @@ class Executable:
         clock = self.model.graph.outputs[self.logits_output].clock
         return Inputs(self.model, clock, self.options.capacity, self.options.source_room)
 
-    @cached_property
-    def _certificate(self) -> Certificate:
-        return self.model.graph.certificate()
-
     def fresh_states(self) -> dict[str, Any]:
         """The states before the first position, by name; without what a source leaves."""
         kept = [state for state in self.programs.states if state.kind != "constant"]
@@ -171,34 +168,31 @@ class Executable:
 
     # ---- whole texts ----
 
-    def score(self, ids: Source, *, target: Sequence[int] | None = None) -> np.ndarray:
+    def score(
+        self, ids: Source, *, target: Sequence[int] | None = None, adapter: str | None = None
+    ) -> np.ndarray:
         """Logits float32 [T, V] behind each position of a text, in one parallel pass.
 
         An encoder-decoder reads ``ids`` as its source, and yields the logits behind each position of
         ``target``, which begins with the model's start token. ``EncoderStates`` are read in place of a
-        source.
+        source. ``adapter`` is one of those that the model was compiled with; a learned prompt is no part
+        of the text.
         """
-        return self.score_outputs(ids, target)[self.logits_output].astype(np.float32)
+        return score_outputs(self, ids, target, adapter)[self.logits_output].astype(np.float32)
 
-    def score_outputs(self, ids: Source, target: Sequence[int] | None = None) -> dict[str, np.ndarray]:
-        """All outputs [T, …] by name of such a pass."""
-        texts = self.inputs.to_score(ids, target)
-        *sources, text = map(len, texts.values())
-        programs = self.programs.behind_encoder if isinstance(ids, EncoderStates) else self.programs
-        return self.run_text(programs.score(text, *sources), texts)
-
-    def log_likelihoods(self, ids: Source, *, target: Sequence[int] | None = None) -> np.ndarray:
+    def log_likelihoods(
+        self, ids: Source, *, target: Sequence[int] | None = None, adapter: str | None = None
+    ) -> np.ndarray:
         """log P of each token after the first, given those before it: float64 [T - 1].
 
         The tokens are those of ``target`` where the model has a source, as in ``score``.
         """
-        logits = self.score(ids, target=target)[:-1].astype(np.float64)
-        shifted = logits - logits.max(axis=-1, keepdims=True)
-        tokens = np.asarray(ids if target is None else target, np.int64)[1:, None]
-        chosen = np.take_along_axis(shifted, tokens, axis=-1)[:, 0]
-        return chosen - np.log(np.exp(shifted).sum(axis=-1))
+        logits = self.score(ids, target=target, adapter=adapter)
+        return log_likelihoods(logits, ids if target is None else target)
 
-    def encode(self, ids: Source, *, output: str | None = None, **inputs: Sequence[int]) -> np.ndarray:
+    def encode(
+        self, ids: Source, *, output: str | None = None, adapter: str | None = None, **inputs: Sequence[int]
+    ) -> np.ndarray:
         """What a model that reads the whole text yields: float32 [T, …], one value for each position,
         or […] where the output is one value for the text.
 
@@ -207,31 +201,7 @@ class Executable:
         takes beside the ids, by name (``token_type_ids``), a number for each position; zeros where
         they are not given.
         """
-        graph, source = self.model.graph, self.inputs.source
-        outputs = (source_graph(graph, str(self.inputs.clock)) if source else graph).outputs
-        name = next(iter(outputs)) if output is None else output
-        if name not in outputs:
-            raise SystolicError(f"{self.model.name} has no output {name!r}; it has {', '.join(outputs)}")
-        texts = self.inputs.to_encode(ids, inputs)
-        length = len(next(iter(texts.values())))
-        program = self.programs.encode(length) if source else self.programs.score(length)
-        values = self.run_text(program, texts)[name].astype(np.float32)
-        return values if outputs[name].clock is not None else values[0]
-
-    def run_text(self, prepared: Prepared, texts: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The results [T, …] by name of a program that reads texts at once; the last one has T tokens."""
-        types = {node.name: node.tensor for node in prepared.program.graph.inputs}
-        first, *_, length = len(next(iter(texts.values()))), *map(len, texts.values())
-        inputs = {"offset": np.zeros(1, np.int32), "length": np.array([length], np.int32)}
-        for name, numbers in texts.items():
-            inputs[name] = np.zeros(types[name].static_shape, DTYPES[types[name].dtype])
-            inputs[name][0, : len(numbers)] = numbers
-        if LENGTH_INPUT in types:
-            inputs[LENGTH_INPUT] = inputs["length"]
-        if self.inputs.source:  # which is the first text
-            inputs[f"length.{self.inputs.source.clock}"] = np.array([first], np.int32)
-        results, _ = prepared.run(self.parameters, inputs, {})
-        return {name: self.backend.fetch(result)[0, :length] for name, result in results.items()}
+        return encode(self, ids, output, adapter, inputs)
 
     # ---- generation ----
 
@@ -239,7 +209,8 @@ class Executable:
         """Makes the programs now that a prompt of ``length`` tokens will need with these settings."""
         if self.inputs.source:
             self.programs.source(length)
-        prefix = 1 if self.inputs.source else length
+        learned = adapter_choice(self.model, generation.get("adapter")).prompt
+        prefix = 1 if self.inputs.source else length + len(learned)
         for size in chunk_sizes(prefix - 1, self.options.chunks):
             self.programs.chunk(size)
         prepare_loop(self, prefix, Generation(**generation), length if self.inputs.source else 0)
@@ -252,7 +223,8 @@ class Executable:
         ``encoder_states`` f32[S, D] are read in place of an encoder-decoder's source.
         """
         source = prompt if encoder_states is None else EncoderStates(encoder_states)
-        rows = self._run([source], Generation(**generation))
+        settings = Generation(**generation)
+        rows = self._run([source], settings, [settings.adapter])
         return (step for (step,) in rows if step)
 
     def generate(self, prompt: Prompt | Source = (), **generation: Any) -> list[int]:
@@ -274,17 +246,25 @@ class Executable:
         prompt = chat_prompt(self, messages)
         return self.stream(prompt.ids, **prompt.settings(generation))
 
-    def generate_batch(self, prompts: Sequence[Prompt | Source], **generation: Any) -> list[list[int]]:
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt | Source],
+        *,
+        adapter: str | Sequence[str | None] | None = None,
+        **generation: Any,
+    ) -> list[list[int]]:
         """The new token ids of each prompt, ``batch`` prompts at a time.
 
         Each row is what ``generate`` gives for it alone; where tokens are drawn, row r has random
-        numbers of its own.
+        numbers of its own. ``adapter`` is one for all prompts, or a list of one for each.
         """
         settings, replies = Generation(**unwatched(generation)), []
+        adapters = adapters_of(adapter, len(prompts))
         for start in range(0, len(prompts), self.options.batch):
             part = prompts[start : start + self.options.batch]
             rows: list[list[int]] = [[] for _ in part]
-            for steps in self._run(part, settings, first_row=start):
+            chosen = adapters[start : start + self.options.batch]
+            for steps in self._run(part, settings, chosen, first_row=start):
                 for row, step in zip(rows, steps, strict=True):
                     row.extend([step.token] if step else [])
             replies += rows
@@ -323,28 +303,24 @@ class Executable:
         return self._wider[rows]
 
     def _run(
-        self, prompts: Sequence[Prompt | Source], generation: Generation, first_row: int = 0
+        self,
+        prompts: Sequence[Prompt | Source],
+        generation: Generation,
+        adapters: Sequence[str | None],
+        first_row: int = 0,
     ) -> Iterator[list[Step | None]]:
-        sources, ids = zip(*(self.prompt_of(prompt, generation) for prompt in prompts), strict=True)
+        asked = [replace(generation, adapter=adapter) for adapter in adapters]
+        sources, ids = zip(*map(self.prompt_of, prompts, asked), strict=True)
+        numbers = [adapter_choice(self.model, adapter).number for adapter in adapters]
         run = run_rows if generation.form is None else run_constrained
-        return run(self, ids, generation, first_row, sources if self.inputs.source else ())
+        return run(self, ids, generation, first_row, sources if self.inputs.source else (), numbers)
 
     def prompt_of(self, prompt: Prompt | Source, generation: Generation) -> tuple[Source, list[int]]:
         """(source, text to continue): an encoder-decoder reads the prompt as its source.
 
         Raises ``SystolicError`` if this model cannot continue it.
         """
-        self._check_generates(generation)
-        source: Source = self.prompt_ids(prompt) if isinstance(prompt, str) else prompt
-        inputs = self.inputs
-        if inputs.source is None:
-            if isinstance(source, EncoderStates):
-                raise SystolicError(f"{self.model.name} has no encoder whose states could be given")
-            if generation.prefix:
-                raise SystolicError(f"{self.model.name} reads one text; only an encoder-decoder has a prefix")
-            return [], inputs.checked(source, "prompt")  # type: ignore[arg-type]
-        target = inputs.checked([inputs.start, *generation.prefix], "prefix", inputs.token)
-        return inputs.checked_source(source, "prompt"), target
+        return prompt_of(self, prompt, generation)
 
     def prompt_ids(self, prompt: Prompt) -> Sequence[int]:
         """The token ids of a prompt, as the tokenizer makes them from text."""
@@ -353,16 +329,6 @@ class Executable:
         if self.tokenizer is None:
             raise SystolicError(f"{self.model.name} has no tokenizer; give the prompt as token ids")
         return self.tokenizer.encode(prompt)
-
-    def _check_generates(self, generation: Generation) -> None:
-        name, output = self.model.name, self.model.graph.outputs[self.logits_output].type
-        self._certificate.raise_if_leaking()
-        if not isinstance(output, TensorType) or output.rank != 1 or output.dtype not in FLOATS:
-            raise SystolicError(
-                f"{name} cannot generate: its output is {output}, not one logit for each token"
-            )
-        if generation.stop and self.tokenizer is None:
-            raise SystolicError(f"{name} has no tokenizer, so it cannot stop at strings")
 
 
 def _checked(name: str, array: np.ndarray, type_: TensorType) -> np.ndarray:
@@ -382,16 +348,21 @@ def compile(
     chunk: int | None = None,
     state: str = "auto",
     cache_directory: str | Path | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
 ) -> Executable:
     """Prepares a model, or a traced graph with its weights, to run on ``backend`` (xla, numpy).
 
     ``batch`` rows run side by side with up to ``capacity`` positions each (default: the model's
     context, at most 1024; 256 for a bare graph); prompts are read in chunks of up to ``chunk``;
-    ``state`` is auto (a minimum cut), sources or tokens. Raises ``SystolicError`` for a bad option.
+    ``state`` is auto (a minimum cut), sources or tokens. ``adapters`` are directories as the peft library
+    writes them, by names that ``generate(…, adapter=NAME)`` and its relatives choose from, for each row.
+    Raises ``SystolicError`` for a bad option.
     """
     if isinstance(model, Graph):
         capacity = GRAPH_CAPACITY if capacity is None else capacity
         model = model_of_graph(model, weights, capacity)
+    if adapters:
+        model = with_adapters(model, adapters)
     cache = None if cache_directory is None else Path(cache_directory)
     options = options_for(model, backend, batch, capacity, chunk, state, cache)
     model = model.for_texts_up_to(options.capacity)

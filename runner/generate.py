@@ -67,7 +67,8 @@ class Generation(Sampling):
     by default that many where nobody reads along, and otherwise as many as take about a twentieth of a
     second. It changes no token. ``json_schema`` (an object, or its JSON), ``regex`` or ``grammar`` (in
     Lark's form) is what the new text must fit as a whole; it does unless ``max_new_tokens`` or the capacity
-    cuts it off. Raises ``SystolicError`` that names the field.
+    cuts it off. ``adapter`` names one of those that the model was compiled with. Raises ``SystolicError``
+    that names the field.
     """
 
     max_new_tokens: int = 64
@@ -79,6 +80,7 @@ class Generation(Sampling):
     json_schema: Mapping[str, Any] | str | None = None
     regex: str | None = None
     grammar: str | None = None
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -210,11 +212,12 @@ def run_rows(
     generation: Generation,
     first_row: int = 0,
     sources: Sequence[Source] = (),
+    adapters: Sequence[int] = (),
 ) -> Iterator[list[Step | None]]:
     """Continues all prompts side by side; each item holds a step for each row that is not over.
 
-    An encoder-decoder continues each prompt behind the source of the same row. Random numbers are drawn
-    for rows ``first_row``, ``first_row + 1`` …
+    An encoder-decoder continues each prompt behind the source of the same row; ``adapters`` are the numbers
+    of each row's. Random numbers are drawn for rows ``first_row``, ``first_row + 1`` …
     """
     replies = [Reply(executable, prompt, generation) for prompt in prompts]
     if all(reply.is_over for reply in replies):
@@ -234,6 +237,7 @@ def run_rows(
         [*sources, *empty] if sources else (),
         generation.logprobs,
         _stop_table(executable, generation),
+        adapters,
     )
     loop.read([*(prompt[:-1] for prompt in prompts), *empty])
     newest = np.array([prompt[-1] for prompt in prompts] + [0] * unused, np.int32)

@@ -36,8 +36,8 @@ class Inputs:
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
-        """All inputs; each takes numbers i32[], but a source may be of other numbers."""
-        inputs = self.model.graph.inputs
+        """All inputs of some position; each takes numbers i32[], but a source may be of other numbers."""
+        inputs = tuple(node for node in self.model.graph.inputs if node.clock is not None)
         tokens = [node for node in inputs if node.clock == self.clock or node.tensor.dtype not in FLOATS]
         if not tokens or any(str(node.type) != "i32[]" for node in tokens):
             shown = ", ".join(f"{node.name}: {node.type}" for node in inputs)
@@ -140,7 +140,8 @@ class Inputs:
         if not checked:
             raise SystolicError(f"the {kind} is empty, and {self.model.name} adds no BOS token to begin with")
         table = UNBOUNDED if node is None else table_size(self.model.graph, node)
-        size = self.model.vocabulary_size if table == UNBOUNDED else table
+        learned = sum(len(choice.prompt) for choice in self.model.adapters.values())
+        size = self.model.vocabulary_size + learned if table == UNBOUNDED else table
         for token in checked:
             if not 0 <= token < size:
                 raise SystolicError(

@@ -51,13 +51,14 @@ class PrefixTree:
     """States of texts that may begin other texts, at most ``budget`` bytes of them.
 
     What was used least recently goes first. A model that keeps everything by position can go on from any
-    length of a common prefix; another only from where a checkpoint was made.
+    length of a common prefix; another only from where a checkpoint was made. Each adapter has a tree of its
+    own, within the same budget.
     """
 
     def __init__(self, undo: Undo, budget: int) -> None:
         self.budget = budget
         self._undo = undo
-        self._root = Node(0, (), {}, 0)
+        self._roots: dict[int, Node] = {}  # by the number of the adapter
         self._clock = count(1)
 
     @property
@@ -67,7 +68,7 @@ class PrefixTree:
 
     def restore(self, rows: Batch, row: int, tokens: Sequence[int]) -> int:
         """Makes an empty row go on behind the longest known prefix of ``tokens``: how long that is."""
-        path, matched = self._find(tokens)
+        path, matched = self._find(rows.rows[row].adapter, tokens)
         length, checkpoint = self._usable(path, matched)
         if length == 0:
             return 0
@@ -84,7 +85,7 @@ class PrefixTree:
         checkpoints = list(state.checkpoints)
         if self._undo.needs_checkpoints and not (checkpoints and checkpoints[-1].position == len(tokens)):
             checkpoints.append(rows.checkpoint(row))
-        path, matched = self._find(tokens)
+        path, matched = self._find(state.adapter, tokens)
         last = path[-1]
         if matched < last.stop and matched < len(tokens):
             self._split(last, matched, rows.take_piece(row, last.start, matched))
@@ -100,9 +101,9 @@ class PrefixTree:
             ]
         self._evict()
 
-    def _find(self, tokens: Sequence[int]) -> tuple[list[Node], int]:
+    def _find(self, adapter: int, tokens: Sequence[int]) -> tuple[list[Node], int]:
         """The nodes along ``tokens`` from the root on, and how many tokens they have in common."""
-        path, now = [self._root], next(self._clock)
+        path, now = [self._roots.setdefault(adapter, Node(0, (), {}, 0))], next(self._clock)
         matched = 0
         while matched < len(tokens) and matched == path[-1].stop:
             child = path[-1].children.get(tokens[matched])
@@ -141,7 +142,7 @@ class PrefixTree:
         node.children = {below.tokens[0]: below}
 
     def _nodes(self) -> Iterator[Node]:
-        pending = [self._root]
+        pending = [*self._roots.values()]
         while pending:
             node = pending.pop()
             yield node
@@ -150,7 +151,7 @@ class PrefixTree:
     def _evict(self) -> None:
         """Drops leaves, the least recently used first, until what is left fits the budget."""
         total = self.bytes
-        while total > self.budget and self._root.children:
+        while total > self.budget and any(root.children for root in self._roots.values()):
             leaves = (
                 (node, first, child)
                 for node in self._nodes()

@@ -68,6 +68,7 @@ def save_state(executable: Executable, snapshot: Snapshot, path: Path) -> None:
         "tokens": snapshot.tokens,
         "written": snapshot.written,
         "source": snapshot.source,
+        "adapter": snapshot.adapter,
         "checkpoints": [(c.position, c.written) for c in snapshot.checkpoints],
     }
     write_file(path, save(arrays, metadata={"systolic": json.dumps(about)}), force=True)
@@ -110,6 +111,7 @@ def load_state(executable: Executable, path: Path) -> Snapshot:
             for number, (position, written) in enumerate(about["checkpoints"])
         ),
         source=tuple(about["source"]),
+        adapter=about.get("adapter", 0),
         constants=group("constants", programs.states_of(("constant",), room)),
     )
 

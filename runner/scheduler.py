@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..ir.errors import SystolicError
+from .adapters import adapter_choice
 from .batch import Batch
 from .batch_choice import BatchChooser
 from .choice import Chooser
@@ -327,7 +328,8 @@ class Scheduler:
         return waiting.request.priority + age // PATIENCE, age
 
     def _enter(self, row: int, request: Request, chooser: Chooser) -> None:
-        self._rows.begin(row, request.source)
+        adapter = adapter_choice(self.executable.model, request.generation.adapter)
+        self._rows.begin(row, request.source, adapter.number)
         prompt = list(request.prompt)
         if self._tree is not None:
             request.reused = self._tree.restore(self._rows, row, prompt[:-1])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..ir.errors import SystolicError
+from .adapters import adapter_choice
 from .batch import Batch
 from .choice import Chooser
 from .generate import Generation, Reply, Step
@@ -70,8 +71,9 @@ class Session:
         self._generation = Generation(**generation)
         self._source, self._tokens = executable.prompt_of(prompt, self._generation)
         self._prompt_length = len(self._tokens)
+        self._adapter = adapter_choice(executable.model, self._generation.adapter).number
         self._rows = Batch(executable, checkpoint_every)
-        self._rows.begin(0, self._source)
+        self._rows.begin(0, self._source, self._adapter)
         self._logits: dict[int, np.ndarray] = {}  # behind so many positions of the text
         self._reply: Reply | None = None
         self._chooser: Chooser | None = None  # anew for other settings
@@ -176,8 +178,18 @@ class Session:
     def change(self, **generation: Any) -> None:
         """Other settings from the next token on, by name."""
         with self._changed:
+            self._choose_adapter(generation.get("adapter", self._generation.adapter))
             self._generation = replace(self._generation, **generation)
             self._reply = self._chooser = None
+
+    def _choose_adapter(self, name: str | None) -> None:
+        """From the next token on with another adapter: the whole text is read again with it."""
+        model = self._executable.model
+        old, new = (adapter_choice(model, one) for one in (self._generation.adapter, name))
+        if old.prompt != new.prompt:
+            raise SystolicError(f"a session cannot change to {name!r}: what stands before its text differs")
+        if old != new:
+            self._adapter, self._logits = new.number, {}
 
     def edit(self, position: int, remove: int = 0, insert: str | Sequence[int] = ()) -> Edit:
         """Replaces ``remove`` tokens from ``position`` on; the tokens around them stay as they are.
@@ -250,8 +262,10 @@ class Session:
         length = len(self._tokens)
         if length not in self._logits:
             row = self._rows.rows[0]
-            if row.source != shown(self._source):  # a call that was interrupted has lost the row
-                self._rows.begin(0, self._source)
+            if row.source != shown(self._source) or row.adapter != self._adapter:
+                # a call that was interrupted has lost the row, or another adapter was asked for
+                self._rows.begin(0, self._source, self._adapter)
+                row = self._rows.rows[0]
             position = min(_common(row.tokens, self._tokens), length - 1)
             again = self._rows.rewind(0, position)
             self._logits[length] = self._rows.read({0: [*again, *self._tokens[position:]]})[0]

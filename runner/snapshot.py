@@ -16,7 +16,7 @@ class Snapshot:
     ``piece`` holds what is kept by position, f32[1, …, slots, …] with at least as many slots as tokens;
     ``whole`` one row [1, …] of every other state, ``constants`` what the ``source`` of an
     encoder-decoder left. All are arrays of the backend, by the state's name. ``written`` is as in
-    ``Checkpoint``.
+    ``Checkpoint``; ``adapter`` is the number of the one that the text speaks with.
     """
 
     tokens: tuple[int, ...]
@@ -27,6 +27,7 @@ class Snapshot:
     checkpoints: tuple[Checkpoint, ...] = field(default=(), repr=False)
     source: tuple[int, ...] = ()
     constants: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    adapter: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,10 +57,12 @@ def shown(source: Source) -> tuple[int, ...]:
     return tuple(source)
 
 
-def read_sources(executable: Executable, sources: Sequence[Source], room: int) -> dict[str, Any]:
+def read_sources(
+    executable: Executable, sources: Sequence[Source], room: int, adapters: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
     """What a source for each row leaves for the decoder, by the names of states; empty rows leave nothing.
 
-    ``room`` is how many positions the states must hold.
+    ``room`` is how many positions the states must hold, ``adapters`` the input that chooses each row's.
     """
     is_encoded = any(isinstance(source, EncoderStates) for source in sources)
     programs = executable.programs.behind_encoder if is_encoded else executable.programs
@@ -75,5 +77,5 @@ def read_sources(executable: Executable, sources: Sequence[Source], room: int) -
     nothing = np.zeros(len(sources), np.int32)
     counts = np.array([len(source) for source in sources], np.int32)
     inputs = {node.name: block, "offset": nothing, "length": nothing, f"length.{stream.clock}": counts}
-    _, constants = program.run(executable.parameters, inputs, {})
+    _, constants = program.run(executable.parameters, inputs | dict(adapters), {})
     return constants

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..ir.errors import SystolicError
+from .adapters import adapter_choice
 from .batch import Batch
 from .choice import Chances
 from .drafts import Drafter, DraftModel, Guesses, PromptLookup, draw, uniform
@@ -79,7 +80,8 @@ class Speculation:
         generation = self._generation
         if generation.max_new_tokens == 0:
             return
-        self._rows.begin(0, self._source)
+        adapter = adapter_choice(self._executable.model, generation.adapter)
+        self._rows.begin(0, self._source, adapter.number)
         said: list[int] = []
         pending = list(self._prompt)  # what the row has not read of the text
         reply = Reply(self._executable, self._prompt, generation)

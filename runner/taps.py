@@ -19,10 +19,12 @@ from ..ir.dumps.extract import find_nodes
 from ..ir.errors import GraphError, SystolicError
 from ..ir.graph import Graph, Node
 from ..ir.types import Past, Shape, Whole
+from .adapters import adapter_choice
 from .choice import Chooser
 from .decode_loop import Rows, chunk_sizes
 from .generate import Generation, Reply, Step
 from .sources import EncoderStates, Source
+from .whole_text import run_text, score_outputs
 
 if TYPE_CHECKING:
     from .executable import Executable
@@ -86,7 +88,8 @@ class Taps:
         source, text = executable.prompt_of(given, settings)
         reply = Reply(executable, text, settings)
         chooser = Chooser(executable, len(text), settings)
-        reader, unread = _Reader(executable, self.streams, source), text
+        number = adapter_choice(executable.model, settings.adapter).number
+        reader, unread = _Reader(executable, self.streams, source, number), text
         while unread:
             *earlier, last = reader.read(unread)
             yield from earlier
@@ -106,7 +109,7 @@ class Taps:
         """Logits f32[T, V] as of ``exe.score``, and the streams by name: [T, …], or a list of T arrays
         where a value is as long as the past."""
         executable = self.executable
-        results = executable.score_outputs(ids, target)
+        results = score_outputs(executable, ids, target)
         logits = results[executable.logits_output].astype(np.float32)
         return logits, self._of_text(results, _ends(executable, ids))
 
@@ -114,7 +117,7 @@ class Taps:
         """The same streams of a model that reads the whole text; ``inputs`` as of ``exe.encode``."""
         executable, length = self.executable, len(ids)
         texts = executable.inputs.to_encode(ids, inputs)
-        results = executable.run_text(executable.programs.score(length), texts)
+        results = run_text(executable, executable.programs.score(length), texts)
         return self._of_text(results, dict.fromkeys(executable.model.graph.clocks, length))
 
     def _of_text(
@@ -132,12 +135,14 @@ class Taps:
 class _Reader:
     """Reads one text, in the first row, with programs that yield results at every position."""
 
-    def __init__(self, executable: Executable, streams: Mapping[str, Node], source: Source) -> None:
+    def __init__(
+        self, executable: Executable, streams: Mapping[str, Node], source: Source, adapter: int
+    ) -> None:
         self._executable = executable
         self._streams = streams
         self._ends = _ends(executable, source)
         others: list[Source] = [()] * (executable.options.batch - 1)
-        self._rows = Rows(executable, [source, *others] if executable.inputs.source else ())
+        self._rows = Rows(executable, [source, *others] if executable.inputs.source else (), [adapter])
 
     def read(self, tokens: Sequence[int]) -> Iterator[Reading]:
         """Reads more tokens: at least one."""

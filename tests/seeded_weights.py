@@ -46,3 +46,17 @@ def seeded_ids(count: int, vocabulary: int, seed: int) -> np.ndarray:
     """i64[count]: token ids of a text, none of the first four, which may be special."""
     bits = np.random.Philox(key=seed).random_raw(count)
     return (4 + bits % np.uint64(vocabulary - 4)).astype(np.int64)
+
+
+def seeded_adapter(adapter: str, shapes: dict[str, list[int]], seed: int) -> dict[str, np.ndarray]:
+    """The tensors of an adapter by the names that peft has for them; a copy of the model's is the model's."""
+    tensors = {}
+    for name, shape in shapes.items():
+        is_copy = name.endswith(".base_layer.weight")
+        own = (
+            name.removeprefix("base_model.model.").replace(".base_layer", "")
+            if is_copy
+            else f"{adapter}/{name}"
+        )
+        tensors[name] = seeded_tensor(own, tuple(shape), seed)
+    return tensors

@@ -23,6 +23,7 @@ from ..spec import Config, Size
 class Gemma(RotaryDecoder):
     harmless: ClassVar[frozenset[str]] = frozenset({"hidden_activation"})  # which nothing reads
     turns_whole_heads: ClassVar[bool] = True
+    scales_in_embedding: ClassVar[bool] = True  # so that a learned prompt is not scaled
 
     max_position_embeddings: Size = 8192
     num_key_value_heads: Size | None = 16

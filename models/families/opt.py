@@ -40,6 +40,7 @@ def _names(root: str, final_norm: str, head: str = "lm_head") -> Names:
 class Fairseq(GptDecoder):
     # What happens in training only.
     harmless: ClassVar[frozenset[str]] = frozenset({"dropout", "activation_dropout", "layerdrop", "init_std"})
+    scales_in_embedding: ClassVar[bool] = True  # so that a learned prompt is not scaled
 
     scale_embedding: bool = True
 
