@@ -165,8 +165,8 @@ def test_ctrl_c_with_json_reports_what_there_is(stories):
     report = json.loads(out)
     assert (process.returncode, err) == (130, b"")
     assert report["finish_reason"] == "interrupted"
-    assert report["text"].startswith(" upon a time")
-    assert len(report["new_ids"]) > 3
+    assert report["new_ids"]  # how many depends on the machine
+    assert " upon a time"[: len(report["text"])] == report["text"][: len(" upon a time")]
 
 
 def test_a_closed_pipe_is_quiet(stories):
