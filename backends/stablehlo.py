@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from ..compiler.program import Program
 from ..ir.graph import Graph, Node
+from ..ir.types import TensorType
 from .native import Kernels
 from .native.selection import Selected, needed_nodes, select
 from .stablehlo_control import COUNTER, dynamic_slice, dynamic_update, repeat_while
@@ -31,10 +32,14 @@ from .stablehlo_text import (
 )
 
 
-def emit_stablehlo(program: Program, kernels: Kernels | None = None) -> str:
+def emit_stablehlo(
+    program: Program, kernels: Kernels | None = None, *, states_row_major: bool = False
+) -> str:
     """The program as an MLIR module in text form; the same program always gives the same text.
 
     With ``kernels`` it calls them where they are faster, and runs only where they are registered.
+    ``states_row_major`` fixes the layout of the states that are updated, so that a compiler that chooses
+    layouts (XLA for TPU) cannot choose one in which every update is a copy.
     """
     graph, names = program.graph, Names()
     arguments = {
@@ -45,22 +50,34 @@ def emit_stablehlo(program: Program, kernels: Kernels | None = None) -> str:
     values = lower_nodes(block, graph)
     block.leave("return", [values[node] for node in graph.outputs.values()])  # type: ignore[misc]
     module = identifier(program.name).replace("%", "@")
-    return f"module {module} {{\n{_signature(program, arguments)}\n{block.text}\n  }}\n}}\n"
+    return f"module {module} {{\n{_signature(program, arguments, states_row_major)}\n{block.text}\n  }}\n}}\n"
 
 
-def _signature(program: Program, arguments: dict[str, Value]) -> str:
+def _signature(program: Program, arguments: dict[str, Value], states_row_major: bool) -> str:
     donated = set(program.donated)
+    layouts = {
+        name: f", mhlo.layout_mode = {quoted(_row_major(node.tensor))}"
+        for name, node in program.graph.outputs.items()
+        if states_row_major and name in donated
+    }
     places = {name: place for place, name in enumerate(program.graph.outputs)}
     lines = []
     for name, value in arguments.items():
-        attribute = f" {{tf.aliasing_output = {places[name]} : i32}}" if name in donated else ""
+        attribute = ""
+        if name in donated:
+            attribute = f" {{tf.aliasing_output = {places[name]} : i32{layouts.get(name, '')}}}"
         lines.append(f"      {value}: {mlir_type(value.type)}{attribute} loc({quoted(name)})")
     results = [
-        f"      {mlir_type(node.tensor)} {{jax.result_info = {quoted(name)}}}"
+        f"      {mlir_type(node.tensor)} {{jax.result_info = {quoted(name)}{layouts.get(name, '')}}}"
         for name, node in program.graph.outputs.items()
     ]
     joined = (",\n".join(lines), ",\n".join(results))
     return f"  func.func public @main(\n{joined[0]}\n  ) -> (\n{joined[1]}\n  ) {{"
+
+
+def _row_major(type_: TensorType) -> str:
+    """A layout as XLA writes it, the fastest axis first: ``{3,2,1,0}``."""
+    return f"{{{','.join(map(str, reversed(range(type_.rank))))}}}"
 
 
 def lower_nodes(block: Block, graph: Graph) -> dict[Node, Results]:
