@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..ir.errors import SystolicError
-from .adapters import adapter_choice
-from .decode_loop import Memory, Rows, sampling_inputs
 from .generate import Generation, sampling_row
 from .lengths import require_one_length
 from .sampling import is_integer
-from .sampling.chain import structure_of
 from .sampling.filters import LogSoftmax
+from .search_rows import SearchRows
 from .sources import Source
 
 if TYPE_CHECKING:
@@ -148,15 +146,17 @@ def beam_search(
     search = replace(search, max_new_tokens=min(search.max_new_tokens, room))
     ends = search.end_tokens(executable.model.eos_ids)
     groups = [Group(first, search, ends) for first in range(0, search.beams, search.beams // search.groups)]
-    step = _BeamRows(executable, prompt, source, search, len(ends))
+    rows = _search_rows(executable, prompt, source, search, len(ends))
     beams = [beam._replace(row=0) for group in groups for beam in group.running]
     newest = [prompt[-1]] * search.beams
     for count in range(search.max_new_tokens):
-        tokens, scores = step.run(beams, newest)
+        listed = rows.run([beam.row for beam in beams], newest, [beam.total for beam in beams])
         taken: Counter[int] = Counter()
         for group in groups:
             if group.goes_on:
-                group.extend(tokens, scores, taken, last=count == search.max_new_tokens - 1)
+                group.extend(
+                    listed["tokens"], listed["scores"], taken, last=count == search.max_new_tokens - 1
+                )
         if not any(group.goes_on for group in groups):
             break
         beams = [beam for group in groups for beam in group.running]
@@ -165,53 +165,18 @@ def beam_search(
     return sorted(found, key=lambda one: -one.score)[: search.n]
 
 
-class _BeamRows:
-    """The rows of a search on the device."""
-
-    def __init__(
-        self,
-        executable: Executable,
-        prompt: Sequence[int],
-        source: Source,
-        search: BeamSearch,
-        ends: int,
-    ) -> None:
-        self._executable = executable
-        unused: list[Sequence[int]] = [()] * (executable.options.batch - 1)
-        sources = [source] * executable.options.batch if executable.inputs.source else ()
-        number = adapter_choice(executable.model, search.adapter).number
-        self._rows = Rows(executable, sources, [number] * executable.options.batch)
-        row = sampling_row(executable, len(prompt), search)
-        sampling = [replace(row, chain=(LogSoftmax(), *row.chain))] * executable.options.batch
-        structure = replace(structure_of(sampling), yields_scores=True)
-        names = (executable.inputs.token.name, executable.logits_output)
-        candidates = max(2, 1 + ends) * search.beams // search.groups
-        candidates += search.beams if search.diversity else 0  # those that the groups before make worse
-        programs, longest = executable.programs, self._rows.longest_source
-        count = min(candidates, executable.logit_count)
-        self._program = programs.beams(structure, count, names, longest)
-        self._memory = Memory(executable, self._program.program, programs.recall(structure, names))
-        self._numbers = sampling_inputs(structure, sampling, self._program.program)
-        before = [prompt[:-1], *unused]
-        self._memory.read(before, self._rows.seen)
-        self._rows.read(before)
-        self._seen = len(prompt) - 1
-
-    def run(self, beams: Sequence[_Beam], newest: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Reads the newest token of each beam: the best tokens that could follow, and their totals."""
-        executable, batch = self._executable, self._executable.options.batch
-        unused = batch - len(beams)
-        inputs = {
-            executable.inputs.token.name: np.array([*newest, *[0] * unused], np.int32)[:, None],
-            "offset": np.full(batch, self._seen, np.int32),
-            "length": np.array([1] * len(beams) + [0] * unused, np.int32),
-            "parent": np.array([*(beam.row for beam in beams), *range(len(beams), batch)], np.int32),
-            "total": np.array([*(beam.total for beam in beams), *[NOWHERE] * unused], np.float32),
-            **self._numbers,
-            **self._rows.inputs,
-        }
-        states = {**self._rows.states, **self._memory.states}
-        results, updated = self._program.run(executable.parameters, inputs, states)
-        self._rows.states |= self._memory.keep(updated)
-        self._seen += 1
-        return tuple(executable.backend.fetch(results[name]) for name in ("tokens", "scores"))  # type: ignore[return-value]
+def _search_rows(
+    executable: Executable, prompt: Sequence[int], source: Source, search: BeamSearch, ends: int
+) -> SearchRows:
+    """The rows on the device, that list enough candidates for ``ends`` of them to end a beam."""
+    row = sampling_row(executable, len(prompt), search)
+    candidates = max(2, 1 + ends) * search.beams // search.groups
+    candidates += search.beams if search.diversity else 0  # those that the groups before make worse
+    return SearchRows(
+        executable,
+        prompt,
+        source,
+        sampling=replace(row, chain=(LogSoftmax(), *row.chain)),
+        candidates=candidates,
+        adapter=search.adapter,
+    )

@@ -15,6 +15,7 @@ from ..backends import backend_named
 from ..backends.interface import Backend
 from ..compiler.pipeline import run_passes
 from ..compiler.program import State
+from ..compiler.similarity import with_similarity
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph
 from ..ir.types import DTYPES, TensorType
@@ -26,6 +27,7 @@ from .batch import Batch
 from .beams import BeamSearch, Hypothesis, beam_search
 from .chat import chat_prompt
 from .constrained import run_constrained
+from .contrastive import ContrastiveSearch, contrastive_steps
 from .generate import Generation, Step, chunk_sizes, prepare_loop, run_rows, unwatched
 from .grammar import Grammars
 from .graph_model import model_of_graph
@@ -283,6 +285,29 @@ class Executable:
             prompt if encoder_states is None else EncoderStates(encoder_states), settings
         )
         return beam_search(self.with_rows(settings.beams), ids, source, settings)
+
+    def contrastive_search(self, prompt: Prompt | Source = (), **search: Any) -> list[int]:
+        """The new token ids that a contrastive search finds, as of ``generate``.
+
+        The keywords are the fields of ``ContrastiveSearch``: top_k, penalty_alpha, and those of
+        ``Generation`` that draw nothing.
+        """
+        return [step.token for step in self.contrastive_steps(prompt, **search)]
+
+    def contrastive_steps(
+        self, prompt: Prompt | Source = (), *, encoder_states: np.ndarray | None = None, **search: Any
+    ) -> Iterator[Step]:
+        """The same one by one, as of ``steps``."""
+        settings = ContrastiveSearch(**search)
+        source, ids = self.prompt_of(
+            prompt if encoder_states is None else EncoderStates(encoder_states), settings
+        )
+        rows = min(settings.top_k, self.logit_count)
+        return contrastive_steps(self._with_similarity.with_rows(rows), ids, source, settings)
+
+    @cached_property
+    def _with_similarity(self) -> Executable:
+        return self.with_graph(with_similarity(self.model.graph, self.logits_output), {})
 
     def text_behind(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
         """The text of new tokens behind a prompt, without an end-of-sequence token."""

@@ -229,15 +229,21 @@ class Programs:
         return self._prepare(f"generate {structure} {states}", stops, space, make)
 
     def beams(
-        self, structure: Structure, candidates: int, names: tuple[str, str], source: int = 0
+        self,
+        structure: Structure,
+        candidates: int,
+        names: tuple[str, str],
+        source: int = 0,
+        beside: Sequence[str] = (),
     ) -> Prepared:
-        """The program that extends the beams of all rows and lists the best ``candidates`` of each."""
+        """The program that extends the beams of all rows and lists the best ``candidates`` of each, with the
+        model's outputs ``beside``."""
         space = self._source_length(source)
 
         def make() -> Program:
-            return beam_program(self._origin.chunk(1, space), structure, candidates, names)
+            return beam_program(self._origin.chunk(1, space), structure, candidates, names, beside)
 
-        return self._prepare(f"beams {structure}", candidates, space, make)
+        return self._prepare(f"beams {structure} {beside}", candidates, space, make)
 
     def recall(self, structure: Structure, names: tuple[str, str]) -> Prepared | None:
         """The program that reads what was said before into the memory of a structure, if it has one."""

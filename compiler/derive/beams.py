@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ...ir.graph import Graph, Node, make_node
@@ -15,14 +16,15 @@ from .placed import Maker
 
 
 def derive_beam_step(
-    decode: Program, choose: Program, *, token: str, logits: str, candidates: int
+    decode: Program, choose: Program, *, token: str, logits: str, candidates: int, beside: Sequence[str] = ()
 ) -> Program:
     """The program that extends beams, one in each row.
 
     ``choose`` yields ``scores`` [B, 1, V]. Inputs beside those of ``derive_generation`` without limits:
     ``length`` i32[B] (1 for a row that reads), ``parent`` i32[B], the row whose states each row goes on
     from, and ``total`` f32[B], the score of each beam so far. Results: the ``candidates`` best tokens of
-    each row i32[B, ``candidates``], the best first, and their ``scores`` with the total.
+    each row i32[B, ``candidates``], the best first, their ``scores`` with the total, and the results of
+    ``decode`` that are named ``beside``.
     """
     rows = decode.rows
     outer = inputs_of(decode, choose)
@@ -47,6 +49,7 @@ def derive_beam_step(
     own = {n.name: given[prefixed(n.name)] for n in choose.graph.inputs if n.name not in shared}
     chosen = inlined(choose.graph, {**shared, **own}, SAMPLING)
     results = _best(chosen["scores"], outer["total"], rows, candidates)
+    results |= {name: read[name] for name in beside}
     results |= {name: node for name, node in read.items() if name.startswith(STATE_PREFIX)}
     results |= {prefixed(n): node for n, node in chosen.items() if n.startswith(STATE_PREFIX)}
     graph = Graph(f"{decode.graph.name}.beams", tuple(outer.values()), decode.graph.parameters, results)

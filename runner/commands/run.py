@@ -14,7 +14,7 @@ import typer
 from ...ir.errors import SystolicError
 from ..files import read_text
 from . import sampling_options as options
-from .arguments import DEFAULT_MODEL, Backend, Capacity, Dtype, Json, ModelArgument, State
+from .arguments import DEFAULT_MODEL, Adapter, Backend, Capacity, Dtype, Json, ModelArgument, State
 from .tracing import ForceOption, TraceOption, check_trace, write_trace
 
 if TYPE_CHECKING:
@@ -59,11 +59,13 @@ def run(
     logprobs: options.Logprobs = None,
     beams: options.Beams = 1,
     length_penalty: options.LengthPenalty = 1.0,
+    penalty_alpha: options.PenaltyAlpha = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; can be repeated.")] = None,
     backend: Backend = "xla",
     state: State = None,
     capacity: Capacity = None,
     dtype: Dtype = None,
+    adapter: Adapter = None,
     json_schema: Annotated[Path | None, typer.Option(help="A file: the text is JSON of this schema.")] = None,
     regex: Annotated[str | None, typer.Option(help="The text matches this regular expression.")] = None,
     grammar: Annotated[
@@ -75,15 +77,20 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Continues a prompt; the text appears as it is generated."""
-    from ..locate import open_executable
+    from ..locate import only_adapter, open_executable
 
+    if beams > 1 and penalty_alpha is not None:
+        raise SystolicError("--beams and --penalty-alpha are two ways to search; give one of them")
     check_trace(trace, beams=beams, as_json=as_json, force=force)
     start = time.perf_counter()
-    executable = open_executable(model, backend, capacity=capacity, state=state, dtype=dtype)
+    executable = open_executable(
+        model, backend, capacity=capacity, state=state, dtype=dtype, adapters=adapter or ()
+    )
     ids = list(executable.prompt_ids(_prompt(prompt, prompt_ids)))
     record = Record(timings={"load_seconds": time.perf_counter() - start})
     settings = options.sampling_settings(
         executable.model,
+        adapter=only_adapter(executable.model),
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -110,11 +117,19 @@ def run(
     if beams > 1:
         search = {**settings, "beams": beams, "n": beams, "length_penalty": length_penalty}
         return _search(executable, ids, search, record, as_json=as_json)
-    steps = executable.steps(ids, **settings)
+    is_contrastive = penalty_alpha is not None
+    if is_contrastive:
+        search = options.contrastive_settings(
+            settings, temperature=temperature, top_k=top_k, penalty_alpha=penalty_alpha
+        )
+        steps = executable.contrastive_steps(ids, **search)
+    else:
+        steps = executable.steps(ids, **settings)
     if not as_json and not executable.inputs.source:  # what an encoder-decoder says stands on its own
         _show_prompt(prompt)
     try:
-        _prepare(executable, ids, settings, record)
+        if not is_contrastive:
+            _prepare(executable, ids, settings, record)
         _follow(executable, steps, record, show=not as_json)
     except KeyboardInterrupt:
         record.finish_reason = "interrupted"

@@ -9,6 +9,8 @@ import typer
 from ...models.load import Model
 from ..sampling.settings import INTEGER_FIELDS
 
+CANDIDATES = 4  # of a contrastive search
+
 Temperature = Annotated[
     float | None,
     typer.Option(help="0 always takes the most likely token. Default: as generation_config.json says, or 0."),
@@ -35,6 +37,13 @@ Beams = Annotated[int, typer.Option(help="Search with so many beams instead of c
 LengthPenalty = Annotated[
     float, typer.Option(help="Of a beam search: scores are divided by the length to this power.")
 ]
+PenaltyAlpha = Annotated[
+    float | None,
+    typer.Option(
+        help="Contrastive search: how much the likeness to tokens before counts against each of the --top-k "
+        "likeliest tokens (default 4), from 0 to 1; 0.6 is usual."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="The same seed draws the same tokens.")]
 
 
@@ -42,3 +51,10 @@ def sampling_settings(model: Model, **asked: Any) -> dict[str, Any]:
     """What the options say, and behind them the model's own settings, as fields of ``Sampling``."""
     settings = {**model.sampling, **{name: value for name, value in asked.items() if value is not None}}
     return {name: int(v) if name in INTEGER_FIELDS else v for name, v in settings.items()}
+
+
+def contrastive_settings(settings: dict[str, Any], **asked: Any) -> dict[str, Any]:
+    """The settings of a contrastive search, which draws only if that is ``asked`` for, and is refused then:
+    a temperature or top-k that the model proposes is for drawing."""
+    own = {"temperature": 0.0, "top_k": CANDIDATES}
+    return {**settings, **own, **{name: value for name, value in asked.items() if value is not None}}

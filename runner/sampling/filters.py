@@ -200,11 +200,11 @@ class Xtc(Step):
 
 @dataclass(frozen=True)
 class LogSoftmax(Step):
-    """Scores as log-probabilities."""
+    """Scores as log-probabilities; what was removed stays so, even where nothing else is left."""
 
     @staticmethod
     def apply(scores: Stream, moment: Moment) -> Stream:
-        return log_softmax(scores)
+        return where(scores == -math.inf, scores, log_softmax(scores))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -93,10 +93,13 @@ def loop_program(
     return replace(loop, name=f"generate.{structure.name}")
 
 
-def beam_program(decode: Program, structure: Structure, candidates: int, names: tuple[str, str]) -> Program:
-    """One step of a beam search over the scores of a structure."""
+def beam_program(
+    decode: Program, structure: Structure, candidates: int, names: tuple[str, str], beside: Sequence[str]
+) -> Program:
+    """One step of a search over the scores of a structure, with the results ``beside`` of the decode step."""
     choose = sampling_programs(decode, structure, names[1]).choose
-    return derive_beam_step(decode, choose, token=names[0], logits=names[1], candidates=candidates)
+    token, logits = names
+    return derive_beam_step(decode, choose, token=token, logits=logits, candidates=candidates, beside=beside)
 
 
 def recall_program(decode: Program, structure: Structure, logits: str) -> Program:
