@@ -501,7 +501,7 @@ def test_the_heat_map_shows_where_the_cost_is(page):
     whole = page.ask("return viewer.panes.get('passes').totalCost(0)")
     layers = page.ask("return viewer.panes.get('passes').byKey.get('layers.0-3/').about.cost[0]")
     assert share == f"{100 * layers / whole:.0f}%"
-    assert layers == 4 * (2 * 16 * 16 + 2 * 16 * 8 + 2 * 16 * 64 + 3 * 16 * 32)
+    assert layers == 4 * (2 * 16 * 16 + 2 * 16 * 8 + 2 * 16 * 256 + 3 * 16 * 32)
     assert page.marked("hot") == {"layers.0-3/", "head/"}
 
 
