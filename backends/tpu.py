@@ -26,6 +26,9 @@ _GENERATIONS = {
     "tpu-v6e": ("v6e", "2x2", "v6e-4"),
     "tpu-7x": ("tpu7x", "2x2x1", "tpu7x-8"),
 }
+# Brings on chip only what is read for as many bytes as moving it takes: without this, the compiler brings a
+# whole state in, updates it there and writes all of it back, wherever on-chip memory has room for it.
+_SETTINGS = "--xla_tpu_msa_inefficient_use_to_copy_ratio=1"
 # One process at a time can load libtpu; so long another one is waited for.
 _LOCK_SECONDS = 600.0
 _LOCK_PAUSE = 3.0
@@ -113,12 +116,13 @@ def _run(folder: Path, target: TpuTarget) -> None:
 
 
 def _environment(target: TpuTarget) -> dict[str, str]:
-    """libtpu asks the machine's metadata server what it is on, unless it is told."""
+    """libtpu asks the machine's metadata server what it is on, unless it is told; the user's settings win."""
     return os.environ | {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": target.accelerator,
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",
+        "LIBTPU_INIT_ARGS": f"{_SETTINGS} {os.environ.get('LIBTPU_INIT_ARGS', '')}".strip(),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }

@@ -6,6 +6,7 @@ DIR/graph/                  the traced graph and the graph after each pass, as t
 DIR/programs/NAME.txt       the program as a graph to read; NAME.json the same to load
 DIR/programs/NAME.mlir      StableHLO text; NAME.stablehlo the portable artifact of the same
 DIR/programs/NAME.py        the self-contained NumPy module
+DIR/tpu/                    with a target: what its compiler made of the programs (commands/tpu_files.py)
 """
 
 from __future__ import annotations
@@ -54,8 +55,18 @@ _VERSIONS = ("systolic", "jax", "jaxlib", "numpy")
 # ---- writing ----
 
 
-def write_compiled(model: Model, options: Options, out: Path, *, copy_weights: bool = False) -> None:
-    """Compiles a model into the new directory ``out``; nothing of it is left behind on an error."""
+def write_compiled(
+    model: Model,
+    options: Options,
+    out: Path,
+    *,
+    copy_weights: bool = False,
+    more: Mapping[str, str] | None = None,
+) -> None:
+    """Compiles a model into the new directory ``out``; nothing of it is left behind on an error.
+
+    ``more``: texts to write beside, by their paths inside of ``out``.
+    """
     stages = run_passes(model.for_texts_up_to(options.capacity).graph)
     source = DerivedPrograms(stages[-1].graph, options)
     programs = _programs(source, options)
@@ -66,6 +77,9 @@ def write_compiled(model: Model, options: Options, out: Path, *, copy_weights: b
             _write_graph(folder / "graph" / f"{number:02}.{stage.name}", stage.graph)
         for *_, program in programs:
             _write_program(folder / "programs", program)
+        for path, text in (more or {}).items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text, encoding="utf-8")
         _copy_checkpoint(model, folder, copy_weights)
         manifest = {
             "format": FORMAT,

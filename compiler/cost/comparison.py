@@ -61,7 +61,7 @@ def compare(found: Prediction, estimates: Iterable[Estimate]) -> tuple[Compared,
         held = [owner[node] for node in estimate.nodes if node in anchors and node in owner]
         held = held or [owner[node] for node in (estimate.node, *estimate.nodes) if node in owner][:1]
         if not held:
-            rest.setdefault(_scope(estimate.node), []).append(estimate)
+            rest.setdefault(node_scope(estimate.node), []).append(estimate)
             continue
         for other in held[1:]:
             union.join(held[0], other)
@@ -86,8 +86,8 @@ def compare(found: Prediction, estimates: Iterable[Estimate]) -> tuple[Compared,
     return tuple(sorted(compared, key=lambda both: -both.difference))
 
 
-def _scope(node: str) -> str:
-    """The scope of a node that no region has: what stands before its last word."""
+def node_scope(node: str) -> str:
+    """The scope in the name of a node: what stands before its last word; UNNAMED without a name."""
     stem = _NUMBERED.sub(r"\1", node)
     return stem.rpartition(".")[0] or node or UNNAMED
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .arguments import DEFAULT_MODEL, Batch, Capacity, Dtype, ModelArgument, State
+
+if TYPE_CHECKING:
+    from ...models.load import Model
+    from ..options import Options
 
 
 def compile_model(
@@ -21,6 +26,20 @@ def compile_model(
     dtype: Dtype = None,
     chunk: Annotated[int | None, typer.Option(help="The longest piece that a prompt is read in.")] = None,
     state: State = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TPU[:TOPOLOGY]",
+            help="Also compile prefill and decode for tpu-v4, tpu-v5e, tpu-v5p, tpu-v6e or tpu-7x, "
+            "without a TPU, and write what the compiler made of them.",
+        ),
+    ] = None,
+    lenient: Annotated[
+        bool, typer.Option("--lenient", help="--target: only warn of copied states and large temporaries.")
+    ] = False,
+    temporaries: Annotated[
+        float, typer.Option(metavar="MB", help="--target: temporary memory that a program may need.")
+    ] = 512.0,
 ) -> None:
     """Writes StableHLO, NumPy modules, graphs and a manifest; run and score accept the directory."""
     from ..artifacts import write_compiled
@@ -29,4 +48,31 @@ def compile_model(
 
     subject = open_model(model, capacity, dtype)
     options = options_for(subject, batch=batch or 1, capacity=capacity, chunk=chunk, state=state or "auto")
-    write_compiled(subject, options, out, copy_weights=copy_weights)
+    more = _compiled_for(subject, options, target, lenient, temporaries) if target else None
+    write_compiled(subject, options, out, copy_weights=copy_weights, more=more)
+
+
+def _compiled_for(
+    model: Model, options: Options, target: str, lenient: bool, temporaries: float
+) -> dict[str, str]:
+    """Files of the decode program and of the longest prefill as the compiler of a TPU has them; the table
+    goes to the terminal, and what the audit finds with it or into an error."""
+    from ...backends.tpu import parse_target
+    from ...compiler.pipeline import run_passes
+    from ..programs import DerivedPrograms
+    from ..tpu_report import audit, compile_reports, findings
+    from .tpu_files import tpu_files, tpu_table
+
+    machine = parse_target(target)
+    source = DerivedPrograms(run_passes(model.for_texts_up_to(options.capacity).graph)[-1].graph, options)
+    texts, reports = compile_reports(
+        [source.chunk(size) for size in dict.fromkeys((1, options.chunk))], machine
+    )
+    allowed = round(temporaries * 1e6)
+    print(tpu_table(reports, machine))
+    if lenient:
+        for finding in findings(reports, allowed):
+            print(f"systolic: warning: {finding}", file=sys.stderr)
+    else:
+        audit(reports, allowed)
+    return tpu_files(texts, reports, machine)

@@ -58,13 +58,21 @@ def cost(
         Path | None,
         typer.Option(metavar="FILE", help="--matmul: write the wavefront through one small array, as HTML."),
     ] = None,
+    compare_xla: Annotated[
+        bool,
+        typer.Option("--compare-xla", help="Compile it for the TPU target, and compare cycles op by op."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Predicts what a model's programs cost on a target, or one matmul with its operands in main memory."""
+    if compare_xla and matmul is not None:
+        raise SystolicError("--compare-xla compares a MODEL, not one --matmul")
     if (model is None) == (matmul is None):
         raise SystolicError("expected either a MODEL or --matmul M,K,N")
     if matmul is not None:
         _cost_of_matmul(matmul, dtype, target, array, dataflow, scalesim_compatible, trace, animate, as_json)
+    elif model is not None and compare_xla:
+        _compared_with_xla(model, dtype, target, batch, context, phase, as_json)
     elif model is not None:
         _cost_of_model(model, dtype, target, batch, context, phase, by, plot, as_json)
 
@@ -103,6 +111,41 @@ def _cost_of_model(
         print(json.dumps(prediction_json(found, most, crossover), indent=1))
     else:
         print(prediction_table(found, most, crossover, by))
+
+
+def _compared_with_xla(
+    model: str, dtype: str, target: str, batch: int, context: int, phase: str, as_json: bool
+) -> None:
+    """The prediction of one phase beside the cycles that the TPU compiler estimates for the same program."""
+    from dataclasses import replace
+
+    from ...backends.tpu import parse_target
+    from ...compiler.cost import load_target
+    from ...compiler.cost.comparison import compare
+    from ...compiler.cost.prediction import plan_program, predict
+    from ...compiler.pipeline import run_passes
+    from ..locate import open_model
+    from ..options import options_for
+    from ..programs import DerivedPrograms
+    from ..tpu_report import compile_reports
+    from .tpu_files import comparison_json, comparison_table
+
+    if dtype not in ("f32", "bf16", "f16"):
+        raise SystolicError(f"--compare-xla compiles weights as f32, bf16 or f16, not {dtype!r}")
+    machine = parse_target(target)
+    subject = open_model(model, context, dtype)
+    final = run_passes(subject.for_texts_up_to(context).graph)[-1].graph
+    plan = plan_program(final, load_target(machine.name), context=context, phase=phase, dtype=dtype)
+    found = predict(plan, batch)
+    chunk = 1 if phase == "decode" else context
+    options = options_for(subject, batch=batch, capacity=context, chunk=chunk)
+    program = DerivedPrograms(final, replace(options, chunk=chunk)).chunk(chunk)
+    _, (report,) = compile_reports([program], machine)
+    compared = compare(found, report.estimates())
+    if as_json:
+        print(json.dumps(comparison_json(found, report, compared), indent=1))
+    else:
+        print(comparison_table(found, report, compared))
 
 
 def _cost_of_matmul(
