@@ -118,8 +118,9 @@ def test_what_is_banned_is_no_candidate():
     banned = sorted(set(free))[:2]
     found = executable.contrastive_search([3, 9], max_new_tokens=12, banned_tokens=banned)
     assert found == by_definition(interpreted(executable), [3, 9], banned=banned)
-    only = [token for token in range(V) if token != 8]  # the others among the four have no probability
-    assert executable.contrastive_search([3, 9], max_new_tokens=3, banned_tokens=only) == [8, 8, 8]
+    only = [token for token in range(V) if token != 8]  # the others would be less alike
+    settings = {"max_new_tokens": 3, "penalty_alpha": 1.0}
+    assert executable.contrastive_search([3, 9], banned_tokens=only, **settings) == [8, 8, 8]
     with pytest.raises(sy.SystolicError, match="no token is left"):
         executable.contrastive_search([3], banned_tokens=range(V))
 
