@@ -16,7 +16,7 @@ import numpy as np
 from ...ir.graph import Node
 from ...ir.ops.linear import split_subscripts
 from ...ir.types import TensorType
-from ..stablehlo_text import Block, Value
+from ..stablehlo_text import Block, Results, Value
 from . import Kernels
 
 MOST_ROWS = 8  # of a matmul: beyond it, XLA's own matrix kernels are faster
@@ -28,7 +28,7 @@ class Selected:
     """A node that a kernel computes, and from what."""
 
     operands: tuple[Node, ...]
-    lower: Callable[..., Value]
+    lower: Callable[..., Results]
 
 
 def select(nodes: Sequence[Node], outputs: Iterable[Node], kernels: Kernels) -> dict[Node, Selected]:

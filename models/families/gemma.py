@@ -130,7 +130,7 @@ class Gemma3(RopeByLayerType, Gemma2):
 
 
 def text_part(config: Config, stored: Collection[str] | None) -> Config:
-    """The language model of one that sees images, too, which bounds no logits; the whole says what is tied."""
+    """The language model of one that sees images: logits are not bounded, the whole says what is tied."""
     tied = config.values.get("tie_word_embeddings", True)
     values = {"final_logit_softcapping": None, "tie_word_embeddings": tied}
     text = config.section("text_config")
