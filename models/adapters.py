@@ -21,6 +21,7 @@ from .adapter_sites import Sites, Target
 from .families import FAMILIES
 from .load import AdapterChoice, Model
 from .peft import F32, Adapter, Factors, read_adapter
+from .quantised import SCHEMES
 from .weights import Naming, StoredTensor
 
 PROMPTS = "adapters.prompts"  # the parameter with all learned vectors
@@ -34,6 +35,11 @@ def with_adapters(model: Model, directories: Mapping[str, str | Path]) -> Model:
     Raises ``SystolicError`` that names the adapter where it does not fit the model, or cannot be kept beside
     others.
     """
+    if model.dtype in SCHEMES:
+        raise SystolicError(
+            f"{model.name} is kept as {model.dtype}, beside which no adapter can be kept; merge it when the "
+            "model is loaded, or keep the weights as bf16"
+        )
     adapters = {name: read_adapter(directory) for name, directory in directories.items()}
     numbered = [adapter for adapter in adapters.values() if adapter.prompt is None]
     prompts = {name: adapter.prompt for name, adapter in adapters.items() if adapter.prompt is not None}

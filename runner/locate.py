@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..compiler.trace import trace
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph
 from ..models.load import Model, load
+from ..models.peft import read_adapter
 from .artifacts import compiled_model, is_compiled, open_compiled
 from .executable import Executable, compile
 from .graph_model import model_of_graph
 from .options import GRAPH_CAPACITY
 
+PROMPT = "prompt"  # how a learned prompt is chosen that is the only adapter
 
-def open_model(name: str, capacity: int | None = None, dtype: str | None = None) -> Model:
-    """The model of that name; a traced function is made for ``capacity`` positions."""
+
+def open_model(
+    name: str, capacity: int | None = None, dtype: str | None = None, adapters: Sequence[Path] = ()
+) -> Model:
+    """The model of that name; a traced function is made for ``capacity`` positions. ``adapters`` are merged
+    into the weights of a checkpoint."""
     file, colon, function = name.rpartition(":")
-    if colon and file.endswith(".py"):
+    is_function = bool(colon) and file.endswith(".py")
+    if adapters and (is_function or is_compiled(name)):
+        raise SystolicError(f"{name} is no checkpoint, and only one takes an adapter")
+    if is_function:
         return model_of_graph(trace_function(Path(file), function), None, capacity or GRAPH_CAPACITY)
-    return compiled_model(Path(name)) if is_compiled(name) else load(name, dtype or "f32")
+    return compiled_model(Path(name)) if is_compiled(name) else load(name, dtype or "f32", adapter=adapters)
 
 
 def open_executable(
@@ -32,15 +42,33 @@ def open_executable(
     capacity: int | None = None,
     state: str | None = None,
     dtype: str | None = None,
+    adapters: Sequence[Path] = (),
+    choices: Mapping[str, Path] | None = None,
 ) -> Executable:
-    """The executable of a model; options that are None take their defaults, or what was compiled."""
+    """The executable of a model; options that are None take their defaults, or what was compiled.
+
+    ``adapters`` are merged into the weights, but for a learned prompt, which is then the choice ``PROMPT``.
+    ``choices`` are kept beside the model, by name.
+    """
+    choices = dict(choices or {})
+    if is_compiled(name) and not adapters and not choices:
+        chosen = {"batch": batch, "capacity": capacity, "state": state, "dtype": dtype}
+        return open_compiled(Path(name), backend, chosen)
+    prompts = [directory for directory in adapters if read_adapter(directory).prompt is not None]
+    if len(prompts) > 1:
+        raise SystolicError(f"{prompts[1]}: is a second learned prompt, and a text begins with one at most")
+    if prompts:
+        choices[PROMPT] = prompts[0]
     if is_compiled(name):
-        return open_compiled(
-            Path(name), backend, {"batch": batch, "capacity": capacity, "state": state, "dtype": dtype}
-        )
-    model = open_model(name, capacity, dtype)
-    batch = 1 if batch is None else batch
-    return compile(model, backend=backend, batch=batch, capacity=capacity, state=state or "auto")
+        raise SystolicError(f"{name} is no checkpoint, and only one takes an adapter")
+    model = open_model(name, capacity, dtype, [one for one in adapters if one not in prompts])
+    batch, state = 1 if batch is None else batch, state or "auto"
+    return compile(model, backend=backend, batch=batch, capacity=capacity, state=state, adapters=choices)
+
+
+def only_adapter(model: Model) -> str | None:
+    """The adapter that every text takes at the command line: a learned prompt, if there is one."""
+    return PROMPT if PROMPT in model.adapters else None
 
 
 def trace_function(file: Path, function: str) -> Graph:

@@ -219,7 +219,8 @@ class Session:
     def begin(self, prompt: str | Sequence[int]) -> Edit:
         """Replaces the whole text by a prompt: what follows is new, for penalties that count it."""
         with self._changed:
-            edit = self.rewrite(prompt)
+            learned = adapter_choice(self._executable.model, self._generation.adapter).prompt
+            edit = self.rewrite([*learned, *self._executable.prompt_ids(prompt)])
             self._prompt_length = len(self._tokens)
             self._chooser = None
             return edit

@@ -348,6 +348,14 @@ def test_what_can_only_be_merged_says_so(case):
             sy.compile(sy.load(case.folder), adapters={"a": case.folder / name})
 
 
+def test_integers_take_merged_adapters_and_keep_none(llama):
+    directory = llama.folder / "attention"
+    merged = sy.compile(sy.load(llama.folder, dtype="int8", adapter=directory), backend="numpy", **CAPACITY)
+    llama.require_like_recorded(merged.score(llama.ids), "attention")  # matrices this small stay as they are
+    with pytest.raises(sy.SystolicError, match="is kept as int8, beside which no adapter can be kept"):
+        sy.compile(sy.load(llama.folder, dtype="int8"), adapters={"a": directory})
+
+
 def test_an_adapter_that_is_not_there_is_named(llama, kept):
     with pytest.raises(sy.SystolicError, match="no adapter 'other'; it has attention, head, linear, prompt"):
         kept.generate(llama.ids, adapter="other")
@@ -355,3 +363,94 @@ def test_an_adapter_that_is_not_there_is_named(llama, kept):
         sy.compile(sy.load(llama.folder), backend="numpy", **CAPACITY).generate(llama.ids, adapter="other")
     with pytest.raises(sy.SystolicError, match="2 adapters are named for 1 prompts"):
         kept.generate_batch([llama.ids], adapter=["head", "head"])
+
+
+# ---- at the command line, and served ----
+
+MODULES = ("self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj")
+
+
+@pytest.fixture(scope="module")
+def bard(tmp_path_factory):
+    """The embedded model with factors that change what it says, and a learned prompt."""
+    folder, model = tmp_path_factory.mktemp("bard"), sy.load()
+    shapes = {node.name: node.tensor.static_shape for node in model.graph.parameters}
+    factors = {
+        f"model.layers.{i}.{m}": shapes[f"model.layers.{i}.{m}.weight"] for i in (0, 1) for m in MODULES
+    }
+    write_adapter(folder / "factors", factors)
+    (folder / "prompt").mkdir()
+    vectors = 3 * model.weights["model.embed_tokens.weight"][40:44]
+    save_file({"prompt_embeddings": vectors}, folder / "prompt" / "adapter_model.safetensors")
+    config = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}
+    (folder / "prompt" / "adapter_config.json").write_text(json.dumps(config))
+    names = {name: folder / name for name in ("factors", "prompt")}
+    executable = sy.compile(model, backend="numpy", batch=2, capacity=64, chunk=16, adapters=names)
+    ids = executable.prompt_ids("ROMEO:")
+    said = {
+        name: executable.generate(ids, adapter=name, max_new_tokens=6, temperature=0)
+        for name in (None, "factors", "prompt")
+    }
+    assert len(set(map(tuple, said.values()))) == 3
+    return folder, executable, said
+
+
+def test_run_with_an_adapter(cli, bard):
+    folder, _, said = bard
+    options = (
+        "--prompt",
+        "ROMEO:",
+        "--max-new-tokens",
+        6,
+        "--temperature",
+        0,
+        "--backend",
+        "numpy",
+        "--json",
+    )
+    for name in ("factors", "prompt"):
+        status, out, _ = cli("run", "--backend", "numpy", "--adapter", folder / name, *options)
+        assert status == 0
+        assert json.loads(out)["new_ids"] == said[name]
+    status, _, error = cli("run", "--adapter", folder / "nothing", *options)
+    assert status == 2
+    assert "is no adapter" in error
+
+
+def test_score_with_an_adapter(cli, bard, tmp_path):
+    folder, executable, _ = bard
+    text = tmp_path / "text.txt"
+    text.write_text("ROMEO:\nWhat light is that?")
+    for name in ("factors", "prompt"):
+        status, out, _ = cli(
+            "score", "shakespeare", text, "--adapter", folder / name, "--json", "--capacity", 64
+        )
+        assert status == 0
+        want = executable.log_likelihoods(executable.prompt_ids(text.read_text()), adapter=name).sum()
+        assert json.loads(out)["log_likelihood"] == pytest.approx(want, rel=1e-4)
+
+
+def test_a_learned_prompt_stands_before_every_turn_of_a_session(bard):
+    _, executable, said = bard
+    session = executable.session("ROMEO:", adapter="prompt", max_new_tokens=6, temperature=0)
+    for _ in range(2):
+        assert [step.token for step in session.steps()] == said["prompt"]
+        session.begin("ROMEO:")
+
+
+def test_clients_call_an_adapter_like_a_model(bard):
+    httpx, server = pytest.importorskip("httpx2"), pytest.importorskip("test_server")
+    _, executable, said = bard
+    with server.served(server.Service(executable, name="bard")) as address:
+        models = httpx.get(f"{address}/v1/models").json()["data"]
+        assert [(m["id"], m.get("parent")) for m in models] == [
+            ("bard", None), ("factors", "bard"), ("prompt", "bard")
+        ]  # fmt: skip
+        for name in (None, "factors", "prompt"):
+            asked = {"model": name or "bard", "prompt": "ROMEO:", "max_tokens": 6, "temperature": 0}
+            answer = httpx.post(f"{address}/v1/completions", json=asked, timeout=60).json()
+            assert answer["model"] == asked["model"]
+            ids = executable.prompt_ids("ROMEO:")
+            assert answer["choices"][0]["text"] == executable.text_behind(ids, said[name])
+        wrong = httpx.post(f"{address}/v1/completions", json={"model": "other", "prompt": "a"})
+        assert "'bard', 'factors', 'prompt' are" in wrong.json()["error"]["message"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import systolic as sy
+from systolic.compiler.derive import choose_states, derive_chunk
 from systolic.ir.interpret import interpret
 from systolic.ir.types import Past
 
@@ -223,3 +224,15 @@ def test_a_function_returns_streams():
         sy.trace(lambda x: x, y="f32[3]")
     with pytest.raises(sy.GraphError, match="not a type"):
         sy.trace(lambda x: x, x="float[3]")
+
+
+def test_an_input_without_a_clock_is_one_value_for_a_text():
+    graph = sy.trace(lambda x, scale: x * scale, x="f32[2]", scale="f32[]@")
+    assert [node.clock for node in graph.inputs] == ["main", None]
+    values, scale = np.arange(6, dtype=np.float32).reshape(3, 2), np.array(2, np.float32)
+    got = interpret(graph, {"x": values, "scale": scale}, {})["output"]
+    np.testing.assert_array_equal(got, values * 2)
+    program = derive_chunk(graph, choose_states(graph), rows=2, chunk=3, capacity=4)
+    given = {node.name: node.tensor.static_shape for node in program.graph.inputs}
+    assert given["scale"] == (2,)
+    assert given["x"] == (2, 3, 2)

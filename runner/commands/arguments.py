@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,5 +25,9 @@ Batch = Annotated[int | None, typer.Option(help="Rows that run side by side (def
 Dtype = Annotated[
     str | None,
     typer.Option(help="How weights are kept: f32 (default), bf16, f16, int8, int8-32, int4-32, int4-64."),
+]
+Adapter = Annotated[
+    list[Path] | None,
+    typer.Option(help="A directory with a peft adapter: LoRA, merged, or a learned prompt; can be repeated."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]

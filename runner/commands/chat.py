@@ -14,7 +14,7 @@ import typer
 
 from ...ir.errors import SystolicError
 from . import sampling_options as options
-from .arguments import DEFAULT_MODEL, Backend, Capacity, Dtype, ModelArgument, State
+from .arguments import DEFAULT_MODEL, Adapter, Backend, Capacity, Dtype, ModelArgument, State
 
 if TYPE_CHECKING:
     from ..conversation import Conversation
@@ -48,14 +48,18 @@ def chat(
     state: State = None,
     capacity: Capacity = None,
     dtype: Dtype = None,
+    adapter: Adapter = None,
 ) -> None:
     """Talks with a model; /help in the conversation lists what else can be done."""
     from ..conversation import Conversation
-    from ..locate import open_executable
+    from ..locate import only_adapter, open_executable
 
-    executable = open_executable(model, backend, capacity=capacity, state=state, dtype=dtype)
+    executable = open_executable(
+        model, backend, capacity=capacity, state=state, dtype=dtype, adapters=adapter or ()
+    )
     settings = options.sampling_settings(
         executable.model,
+        adapter=only_adapter(executable.model),
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,

@@ -13,7 +13,7 @@ import typer
 
 from ...ir.errors import SystolicError
 from ..files import read_text
-from .arguments import Backend, Capacity, Dtype, Json, ModelArgument
+from .arguments import Adapter, Backend, Capacity, Dtype, Json, ModelArgument
 from .table import aligned
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def score(
     backend: Backend = "xla",
     capacity: Capacity = None,
     dtype: Dtype = None,
+    adapter: Adapter = None,
     as_json: Json = False,
 ) -> None:
     """Prints the log-likelihood and the perplexity of a text file.
@@ -40,7 +41,7 @@ def score(
     from ..locate import open_executable
 
     text = read_text(file)
-    executable = open_executable(model, backend, capacity=capacity, dtype=dtype)
+    executable = open_executable(model, backend, capacity=capacity, dtype=dtype, adapters=adapter or ())
     if executable.inputs.source or source:
         report = _report(executable, text, *_score_target(executable, text, source), pieces=1)
     else:
@@ -50,12 +51,18 @@ def score(
 
 def _score_text(executable: Executable, text: str, file: Path) -> tuple[float, int, int]:
     """(log-likelihood, tokens that were predicted, windows) of a text."""
+    from ..adapters import adapter_choice
+    from ..locate import only_adapter
+
     ids = executable.prompt_ids(text)
     if len(ids) < 2:
         raise SystolicError(f"{file} has {len(ids)} tokens, and at least 2 are needed to score one")
     bos = executable.model.bos_id if ids[0] == executable.model.bos_id else None
-    parts = windows(ids, executable.options.capacity, bos)
-    total = sum(float(executable.log_likelihoods(part).sum()) for part in _with_progress(parts))
+    adapter = only_adapter(executable.model)
+    learned = adapter_choice(executable.model, adapter).prompt
+    parts = windows(ids, executable.options.capacity - len(learned), bos)
+    chances = (executable.log_likelihoods(part, adapter=adapter) for part in _with_progress(parts))
+    total = sum(float(chance.sum()) for chance in chances)
     return total, sum(len(part) - 1 for part in parts), len(parts)
 
 

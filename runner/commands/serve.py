@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,6 +38,10 @@ def serve(
     state: State = None,
     capacity: Capacity = None,
     dtype: Dtype = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DIR", help="A peft adapter, called like a model; can be repeated."),
+    ] = None,
 ) -> None:
     """Serves a model over HTTP, as OpenAI's clients expect it: docs/server.md."""
     try:
@@ -48,7 +54,15 @@ def serve(
     from ..locate import open_executable
 
     rows = 8 if batch is None and not is_compiled(model) else batch
-    executable = open_executable(model, backend, batch=rows, capacity=capacity, state=state, dtype=dtype)
+    executable = open_executable(
+        model,
+        backend,
+        batch=rows,
+        capacity=capacity,
+        state=state,
+        dtype=dtype,
+        choices=_named_adapters(adapter or ()),
+    )
     longest = executable.options.capacity if max_tokens is None else max_tokens
     if longest < 1 or max_body < 1:
         raise SystolicError(f"--max-tokens and --max-body must be at least 1, not {min(longest, max_body)}")
@@ -58,3 +72,14 @@ def serve(
     shown_host, shown_port = socket.getsockname()[:2]
     print(f"{service.name} at http://{shown_host}:{shown_port}/v1", file=sys.stderr, flush=True)
     server.run(sockets=[socket])
+
+
+def _named_adapters(given: Sequence[str]) -> dict[str, Path]:
+    """NAME=DIR of each; ``SystolicError`` for another form, or a name that is given twice."""
+    named: dict[str, Path] = {}
+    for text in given:
+        name, separator, directory = text.partition("=")
+        if not name or not separator or name in named:
+            raise SystolicError(f"--adapter must be NAME=DIR, with another name for each, not {text!r}")
+        named[name] = Path(directory)
+    return named

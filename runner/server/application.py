@@ -142,13 +142,15 @@ async def _read(request: HttpRequest, service: Service) -> Body:
     except (ValueError, RecursionError):
         raise ApiError(400, "the body is no JSON") from None
     name = body.take("model", "str", service.name)
-    if name != service.name:
+    if name not in service.names:
         raise _no_model(name, service)
+    body.adapter = name if name != service.name else None
     return body
 
 
 def _no_model(name: str, service: Service) -> ApiError:
-    message = f"the model {name!r} is not served here; {service.name!r} is"
+    is_served = " is" if len(service.names) == 1 else " are"
+    message = f"the model {name!r} is not served here; {', '.join(map(repr, service.names))}{is_served}"
     return ApiError(404, message, param="model", code="model_not_found")
 
 
@@ -205,7 +207,7 @@ def _vocabulary(service: Service) -> Any:
 async def _respond(
     request: HttpRequest, service: Service, asked: Asked, requests: Sequence[Request], form: Form
 ) -> Response:
-    answer = Answer(form, service.name)
+    answer = Answer(form, asked.settings["adapter"] or service.name)
     if asked.stream:
         pieces = _stream(service, asked, requests, answer)
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -287,13 +289,15 @@ async def embeddings(request: HttpRequest, service: Service) -> Response:
     if form not in ("float", "base64"):
         raise ApiError(400, f"encoding_format must be float or base64, not {form!r}", param="encoding_format")
     body.close()
-    vectors, read = await service.embed(texts)
+    vectors, read = await service.embed(texts, body.adapter)
     listed = [
         {"object": "embedding", "index": index, "embedding": _written(vector, form)}
         for index, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": read, "total_tokens": read}
-    return JSONResponse({"object": "list", "data": listed, "model": service.name, "usage": usage})
+    return JSONResponse(
+        {"object": "list", "data": listed, "model": body.adapter or service.name, "usage": usage}
+    )
 
 
 def _written(vector: np.ndarray, form: str) -> list[float] | str:
@@ -304,23 +308,26 @@ def _written(vector: np.ndarray, form: str) -> list[float] | str:
 
 async def models(request: HttpRequest, service: Service) -> Response:
     """``GET /v1/models``."""
-    return JSONResponse({"object": "list", "data": [_described(service)]})
+    return JSONResponse({"object": "list", "data": [_described(service, name) for name in service.names]})
 
 
 async def model(request: HttpRequest, service: Service) -> Response:
     """``GET /v1/models/NAME``."""
-    if request.path_params["name"] != service.name:
-        raise _no_model(request.path_params["name"], service)
-    return JSONResponse(_described(service))
+    name = request.path_params["name"]
+    if name not in service.names:
+        raise _no_model(name, service)
+    return JSONResponse(_described(service, name))
 
 
-def _described(service: Service) -> dict[str, Any]:
+def _described(service: Service, name: str) -> dict[str, Any]:
+    """A model, or an adapter of it under a name of its own."""
     return {
-        "id": service.name,
+        "id": name,
         "object": "model",
         "created": service.created,
         "owned_by": "systolic",
         "max_model_len": service.executable.options.capacity,
+        **({"parent": service.name} if name != service.name else {}),
     }
 
 

@@ -66,11 +66,15 @@ class Asked:
 
 
 class Body:
-    """A JSON object from which fields are taken; what is left over in the end is an error."""
+    """A JSON object from which fields are taken; what is left over in the end is an error.
+
+    ``adapter`` is the one that the model of the request is.
+    """
 
     def __init__(self, values: Any) -> None:
         if not isinstance(values, dict):
             raise ApiError(400, "the body must be a JSON object")
+        self.adapter: str | None = None
         self._values = {name: value for name, value in values.items() if value is not None}
 
     def take(self, name: str, kind: str, default: Any = None) -> Any:
@@ -118,7 +122,7 @@ def read_common(
     ``sampling`` is the model's own, which comes before OpenAI's defaults; ``fresh_seed`` is for a request
     that names none.
     """
-    settings: dict[str, Any] = {"temperature": 1.0, **sampling}
+    settings: dict[str, Any] = {"temperature": 1.0, **sampling, "adapter": body.adapter}
     settings["max_new_tokens"] = _length(body, limits.max_tokens, default_tokens)
     settings["seed"] = body.take("seed", "int", fresh_seed) % 2**64  # OpenAI's may be negative
     settings["stop"] = _stops(body.take("stop", "any", []))

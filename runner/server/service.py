@@ -41,6 +41,9 @@ class Service:
     ) -> None:
         self.executable = executable
         self.name = name or executable.model.name
+        self.names = (self.name, *executable.model.adapters)  # clients call an adapter like a model
+        if self.name in executable.model.adapters:
+            raise SystolicError(f"the model and one of its adapters are both called {self.name!r}")
         self.created = int(time.time())
         self.limits = limits or Limits(executable.options.capacity)
         self.sampling: Mapping[str, Any] = sampling_settings(executable.model)
@@ -121,7 +124,9 @@ class Service:
             for task in tasks:
                 task.cancel()
 
-    async def embed(self, texts: Sequence[str | Sequence[int]]) -> tuple[list[np.ndarray], int]:
+    async def embed(
+        self, texts: Sequence[str | Sequence[int]], adapter: str | None = None
+    ) -> tuple[list[np.ndarray], int]:
         """A vector f32[D] of length 1 for each text, and how many tokens were read.
 
         It is the mean of what the encoder yields over the positions.
@@ -132,13 +137,13 @@ class Service:
         try:
             ids = [list(self.executable.prompt_ids(text)) for text in texts]
             async with self._encoding:  # one at a time: programs of other lengths may be made
-                vectors = [await asyncio.to_thread(self._encode, text) for text in ids]
+                vectors = [await asyncio.to_thread(self._encode, text, adapter) for text in ids]
         except SystolicError as error:
             raise ApiError(400, str(error), param="input") from None
         return vectors, sum(map(len, ids))
 
-    def _encode(self, ids: Sequence[int]) -> np.ndarray:
-        values = self.executable.encode(ids)
+    def _encode(self, ids: Sequence[int], adapter: str | None) -> np.ndarray:
+        values = self.executable.encode(ids, adapter=adapter)
         vector = values.mean(axis=0) if values.ndim > 1 else values
         return vector / max(float(np.linalg.norm(vector)), 1e-12)
 
