@@ -11,8 +11,10 @@ from dataclasses import replace
 
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph, Node
+from ..ir.time import NOW
 from ..ir.types import FLOATS
-from .language import einsum, history, max, maximum, position, rsqrt, sum, where
+from .language import einsum, history, maximum, position, rsqrt, where
+from .language import max as largest
 from .recording import Trace, running_trace
 from .stream import Stream
 
@@ -37,23 +39,29 @@ def with_similarity(graph: Graph, logits: str) -> Graph:
 
 
 def _similarity(hidden: Stream, clock: str) -> Stream:
-    direction = hidden * rsqrt(maximum(sum(hidden * hidden), _SHORTEST))
+    direction = hidden * rsqrt(maximum(einsum("d,d->", hidden, hidden), _SHORTEST))
     time = position(clock)
     cosines = einsum("d,pd->p", direction, history(direction))
-    return max(where(history(time) < time, cosines, _NOBODY))
+    return largest(where(history(time) < time, cosines, _NOBODY))
 
 
 def hidden_state(graph: Graph, logits: str) -> Node:
-    """The stream whose product with weights is the logits, but for what a bias, a scale or a soft cap
-    makes of them; ``SystolicError`` where they are not the product of one stream."""
-    node, is_product = graph.outputs[logits], False
-    while not (is_product and node.tensor.dtype in FLOATS and node.tensor.is_static):
-        changing = {source for source in node.sources if source.clock == graph.outputs[logits].clock}
-        if len(changing) != 1:
+    """The stream whose product with weights is the logits, but for what a bias, a scale or a soft cap makes
+    of them: the nearest that all of them is made of. ``SystolicError`` where there is none.
+
+    A head may be several products of it, as one with adapters is.
+    """
+    clock, place = graph.outputs[logits].clock, {node: at for at, node in enumerate(graph.nodes)}
+    made_of, is_product = {graph.outputs[logits]}, False
+    while True:
+        node = max(made_of, key=place.__getitem__)  # no other is made of it
+        if is_product and len(made_of) == 1 and node.tensor.dtype in FLOATS and node.tensor.is_static:
+            return node
+        changing = [edge for edge in node.inputs if edge.source.clock == clock]
+        if not changing or any(edge.access != NOW for edge in changing):
             raise SystolicError(
                 f"the {logits} of {graph.name} are not the product of one stream with weights, so it has no "
                 "hidden state whose likeness to earlier ones could be avoided"
             )
-        is_product = node.op.name == "contraction"
-        (node,) = changing
-    return node
+        is_product = is_product or node.op.name == "contraction"
+        made_of = made_of - {node} | {edge.source for edge in changing}

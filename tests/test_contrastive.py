@@ -179,6 +179,24 @@ def test_a_model_without_one_hidden_state_is_refused():
         tiny(step).contrastive_search([1])
 
 
+def test_a_head_of_two_products_of_one_stream_has_a_hidden_state():
+    def step(token):
+        x = sy.take(sy.parameter("embedding", (V, 4)), token)
+        low = x @ sy.parameter("down", (4, 2)) @ sy.parameter("up", (2, V))
+        return {"logits": x @ sy.parameter("head", (4, V)) + low}
+
+    assert hidden_state(sy.trace(step), "logits").op.name == "take"
+
+
+def test_what_the_head_read_earlier_is_no_hidden_state():
+    def step(token):
+        x = sy.take(sy.parameter("embedding", (V, 4)), token)
+        return {"logits": sy.delay(x @ sy.parameter("head", (4, V)))}
+
+    with pytest.raises(sy.SystolicError, match="not the product of one stream"):
+        hidden_state(sy.trace(step), "logits")
+
+
 def test_a_bias_a_scale_and_a_cap_are_no_part_of_the_head():
     def step(token):
         x = sy.take(sy.parameter("embedding", (V, 4)), token)
