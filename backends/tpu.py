@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,14 +27,13 @@ _GENERATIONS = {
     "tpu-v6e": ("v6e", "2x2", "v6e-4"),
     "tpu-7x": ("tpu7x", "2x2x1", "tpu7x-8"),
 }
-# Brings on chip only what is read for as many bytes as moving it takes: without this, the compiler brings a
-# whole state in, updates it there and writes all of it back, wherever on-chip memory has room for it.
-_SETTINGS = "--xla_tpu_msa_inefficient_use_to_copy_ratio=1"
+# Nothing that lies on chip is written back whole. Otherwise the compiler brings a state in, updates a few
+# slots of it there and writes all of it back, wherever on-chip memory has room for it.
+_SETTINGS = "--xla_msa_max_outstanding_evictions=0"
 # One process at a time can load libtpu; so long another one is waited for.
 _LOCK_SECONDS = 600.0
 _LOCK_PAUSE = 3.0
 _LOCK_ERROR = "libtpu multi-process lockfile"
-_LAST_LINES = 3  # of a failed compiler that an error shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +108,17 @@ def _run(folder: Path, target: TpuTarget) -> None:
         if done.returncode == 0:
             return
         if _LOCK_ERROR not in done.stderr:
-            lines = [line for line in done.stderr.splitlines() if line.strip()][-_LAST_LINES:]
-            raise SystolicError(f"libtpu cannot compile for {target.topology}: {' '.join(lines)}")
+            raise SystolicError(f"libtpu cannot compile for {target.topology}: {_reason(done.stderr)}")
         if time.monotonic() > until:
             raise SystolicError("another process has held libtpu for ten minutes; only one can at a time")
         time.sleep(_LOCK_PAUSE)
+
+
+def _reason(text: str) -> str:
+    """The sentence in what a failed compiler wrote: the exception's message, without its traceback."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    raised = [line.partition("Error: ")[2] for line in lines if re.match(r"\S*Error: ", line)]
+    return (raised or lines or ["it ended without a word"])[-1]
 
 
 def _environment(target: TpuTarget) -> dict[str, str]:

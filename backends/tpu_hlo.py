@@ -37,8 +37,8 @@ class Array:
 
     @property
     def is_on_chip(self) -> bool:
-        """Whether it lies in the vector memory; without a memory space it lies in HBM."""
-        return "S(1)" in self.layout
+        """Whether it lies in vector memory, space 1, or in the common memory that v4 has, space 3."""
+        return "S(1)" in self.layout or "S(3)" in self.layout
 
     @property
     def order(self) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..backends.stablehlo import emit_stablehlo
 from ..backends.tpu import TpuProgram, TpuTarget, compile_for_tpu, libtpu_version
 from ..backends.tpu_hlo import Module, Operation, parse_module
 from ..compiler.cost.comparison import Estimate
+from ..compiler.passes.gather_kept import gather_kept
 from ..compiler.program import STATE_PREFIX, Program
 from ..ir.errors import SystolicError
 
@@ -135,7 +136,7 @@ class TpuReport:
 
 def compile_reports(programs: Iterable[Program], target: TpuTarget) -> tuple[dict[str, str], list[TpuReport]]:
     """The StableHLO of each program as it was compiled for the target, by name, and the reports."""
-    listed = list(programs)
+    listed = [replace(program, graph=gather_kept(program.graph)) for program in programs]
     texts = {program.name: emit_stablehlo(program, states_row_major=True) for program in listed}
     compiled = compile_for_tpu(texts, target)
     return texts, [report_on(program, compiled[program.name]) for program in listed]
