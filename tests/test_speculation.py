@@ -223,9 +223,7 @@ def test_a_compiled_directory_cannot_check(tmp_path, shared):
 
 def test_what_cannot_be_is_refused():
     exe = compiled(attention)
-    with pytest.raises(
-        sy.SystolicError, match="checking 16 guesses can take 17 positions at once"
-    ):
+    with pytest.raises(sy.SystolicError, match="checking 16 guesses can take 17 positions at once"):
         exe.speculate([1], guesses=16)
     with pytest.raises(sy.SystolicError, match="mirostat learns from each choice"):
         exe.speculate([1], mirostat_tau=3.0, temperature=1.0)
