@@ -38,10 +38,15 @@ _LOCK_ERROR = "libtpu multi-process lockfile"
 
 @dataclass(frozen=True, slots=True)
 class TpuTarget:
-    """A generation by our name (``tpu-v5e``) and a topology as libtpu calls it (``v5e:2x2``)."""
+    """A generation by our name (``tpu-v5e``) and a topology as libtpu calls it (``v5e:2x2``).
+
+    ``chip``: libtpu's name of how a chip is divided into devices. v4 has by default two devices of 16 GB;
+    ``megacore`` makes it one of 32 GB.
+    """
 
     name: str
     topology: str
+    chip: str = "default"
 
     @property
     def accelerator(self) -> str:
@@ -62,8 +67,9 @@ class TpuProgram:
 
 
 def parse_target(text: str) -> TpuTarget:
-    """``tpu-v5e`` or ``tpu-v5e:2x2``; ``SystolicError`` for a generation that is unknown."""
-    name, colon, shape = text.partition(":")
+    """``tpu-v5e``, ``tpu-v5e:2x2`` or ``tpu-v4:2x2x1:megacore``; ``SystolicError`` for anything else."""
+    name, colon, rest = text.partition(":")
+    shape, _, chip = rest.partition(":")
     if name not in _GENERATIONS:
         expected = ", ".join(_GENERATIONS)
         raise SystolicError(f"target {text!r} has no compiler; expected one of {expected}, perhaps with :2x2")
@@ -71,7 +77,7 @@ def parse_target(text: str) -> TpuTarget:
     parts = shape.split("x")
     if colon and not (len(parts) in (2, 3) and all(part.isdecimal() for part in parts)):
         raise SystolicError(f"target {text!r} has no topology {shape!r}; expected one like {smallest}")
-    return TpuTarget(name, f"{prefix}:{shape or smallest}")
+    return TpuTarget(name, f"{prefix}:{shape or smallest}", chip or "default")
 
 
 def libtpu_version() -> str:
@@ -92,7 +98,7 @@ def compile_for_tpu(texts: Mapping[str, str], target: TpuTarget) -> dict[str, Tp
     libtpu_version()
     with tempfile.TemporaryDirectory(prefix="systolic-tpu-") as place:
         folder = Path(place)
-        request = {"topology": target.topology, "programs": list(texts)}
+        request = {"topology": target.topology, "chip": target.chip, "programs": list(texts)}
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         for name, text in texts.items():
             (folder / f"{name}.mlir").write_text(text, encoding="utf-8")

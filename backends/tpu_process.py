@@ -26,7 +26,8 @@ _MEMORY = ("argument", "output", "alias", "temp", "generated_code")
 def main(folder: Path) -> None:
     """Compiles what DIR/request.json asks for, for one device of its topology."""
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
-    found = topologies.get_topology_desc(platform="tpu", topology_name=request["topology"])
+    chip = {} if request["chip"] == "default" else {"chip_config_name": request["chip"]}
+    found = topologies.get_topology_desc(platform="tpu", topology_name=request["topology"], **chip)
     devices = found.devices[:1]
     for name in request["programs"]:
         started = time.perf_counter()

@@ -242,6 +242,7 @@ def report_json(reports: Iterable[TpuReport], target: TpuTarget) -> Mapping[str,
     return {
         "target": target.name,
         "topology": target.topology,
+        "chip": target.chip,
         "libtpu": libtpu_version(),
         "programs": [report.to_json() for report in reports],
     }

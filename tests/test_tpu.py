@@ -266,6 +266,7 @@ def test_targets_name_a_topology():
     assert parse_target("tpu-v5e").topology == "v5e:2x2"
     assert parse_target("tpu-7x").topology == "tpu7x:2x2x1"
     assert parse_target("tpu-v5e:4x4").topology == "v5e:4x4"
+    assert parse_target("tpu-v4:2x2x1:megacore").chip == "megacore"
 
 
 @pytest.mark.parametrize("target", ["tpu-v9", "gpu", "tpu-v5e:", "tpu-v5e:two"])

@@ -29,7 +29,7 @@ def compile_model(
     target: Annotated[
         str | None,
         typer.Option(
-            metavar="TPU[:TOPOLOGY]",
+            metavar="TPU[:TOPOLOGY[:CHIP]]",
             help="Also compile prefill and decode for tpu-v4, tpu-v5e, tpu-v5p, tpu-v6e or tpu-7x, "
             "without a TPU, and write what the compiler made of them.",
         ),
