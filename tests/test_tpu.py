@@ -207,6 +207,7 @@ def test_states_can_be_given_a_layout(decode):
 
 def test_rows_of_a_table_are_taken_as_they_are_kept(graph, decode):
     assert len(run_passes(graph, (gather_kept,), check=True)) == 2  # values are compared
+
     def tables(graph):
         return {
             n.name: (n.op.name, n.sources[0].name, n.tensor.dtype) for n in graph if "embed.take" in n.name
