@@ -135,13 +135,14 @@ def start_endless(stories: Path, *arguments: str) -> subprocess.Popen:
     """A run that takes much longer than a test: without a cache every token costs a whole pass."""
     command = ["run", stories, "--prompt", "Once", "--max-new-tokens", 500, "--ignore-eos"]
     slow = ["--backend", "numpy", "--state", "tokens"]
+    # A shell's background job, as this test may be, is born deaf to interrupts.
+    heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"import runpy, signal; {heard}; runpy.run_module('systolic', run_name='__main__', alter_sys=True)"
     return subprocess.Popen(
-        [sys.executable, "-m", "systolic", *map(str, command), *slow, *arguments],
+        [sys.executable, "-c", code, *map(str, command), *slow, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        # A shell's background job, as this test may be, is born deaf to it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
