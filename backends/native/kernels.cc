@@ -235,6 +235,26 @@ inline void AddBlock(const float* x, const W* w, const float* scales, int64_t gr
   }
 }
 
+// y[m][row:row + R] where rows of weights have several scales: groups are summed in registers. The x of a
+// group lie beside each other.
+template <int M, int R, typename W>
+inline void ProjectGroups(const float* x, const W* w, const float* scales, float* y, int64_t n, int64_t k,
+                          int64_t groups, int64_t row) {
+  const int64_t size = k / groups;
+  Floats total[M][R] = {};
+  for (int64_t group = 0; group < groups; ++group) {
+    Floats part[M][R];
+    GroupDots<M, R>(x + M * group * size, k, w + (row * k + group * size) / PerElement<W>(), size, part);
+    for (int r = 0; r < R; ++r) {
+      const float scale = scales[(row + r) * groups + group];
+      for (int m = 0; m < M; ++m) total[m][r] += part[m][r] * scale;
+    }
+  }
+  for (int m = 0; m < M; ++m) {
+    for (int r = 0; r < R; ++r) y[m * n + row + r] = Sum(total[m][r]);
+  }
+}
+
 // Blocks of k keep the rows of x in the nearest cache while a tile of weight rows passes; a single row of x
 // needs none. The rows of x are copied block by block, since rows that lie a power of two apart would drive
 // each other out of that cache. Blocks never cross a group, which has one scale.
@@ -248,6 +268,13 @@ void ProjectRows(const float* x, const W* w, const float* scales, float* y, int6
   for (int64_t at = 0; at < k && M > 1; at += block) {
     const int64_t length = std::min(block, k - at);
     for (int m = 0; m < M; ++m) std::copy_n(x + m * k + at, length, near.data() + M * at + m * length);
+  }
+  if (groups > 1) {
+    const float* from = M > 1 ? near.data() : x;
+    int64_t row = first;
+    for (; row + R <= last; row += R) ProjectGroups<M, R, W>(from, w, scales, y, n, k, groups, row);
+    for (; row < last; ++row) ProjectGroups<M, 1, W>(from, w, scales, y, n, k, groups, row);
+    return;
   }
   Floats sums[kTile][M];
   for (int64_t tile = first; tile < last; tile += kTile) {
