@@ -458,6 +458,7 @@ def test_a_directory_appears_when_it_is_complete(tmp_path):
         ("run MODEL --prompt x --state guess", "state must be one of"),
         ("run MODEL --prompt x --capacity 0", "capacity must be an integer of at least 1"),
         ("run MODEL --prompt abcdefghijkl --capacity 4", "more than the capacity of 4"),
+        ("run MODEL --prompt x --beams 0", "--beams must be at least 1, not 0"),
         ("run GPT2 --prompt-ids ,", "prompt is empty"),
         ("run GPT2 --prompt x", "has no tokenizer; give the prompt as token ids"),
         ("run MODEL/config.json --prompt-ids 1", "has no weights, so it cannot run"),

@@ -79,6 +79,8 @@ def run(
     """Continues a prompt; the text appears as it is generated."""
     from ..locate import only_adapter, open_executable
 
+    if beams < 1:
+        raise SystolicError(f"--beams must be at least 1, not {beams}")
     if beams > 1 and penalty_alpha is not None:
         raise SystolicError("--beams and --penalty-alpha are two ways to search; give one of them")
     check_trace(trace, beams=beams, as_json=as_json, force=force)
