@@ -19,9 +19,12 @@ from ..compiler.language import (
     split,
     zeros,
 )
+from ..compiler.recording import scope
 from ..compiler.stream import Stream
 from ..ir.errors import SystolicError
-from .blocks import activation, depthwise_convolution, linear, silu, softplus
+from .blocks import activation, depthwise_convolution, embedding, linear, rms_norm, silu, softplus
+from .positions import UNLIMITED
+from .spec import Size
 
 Normalise = Callable[[Stream, str], Stream]
 
@@ -151,3 +154,37 @@ class HeadStates:
         parts = y.reshape(self.groups, width // self.groups)
         normal = parts * rsqrt(mean(parts * parts, axis=-1, keepdims=True) + self.eps)
         return normal.reshape(width) * parameter(f"{name}.weight", (width,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateSpaceDecoder:
+    """The frame of Mamba and Mamba 2: nothing but layers of a mixer behind a norm, added to the stream."""
+
+    vocab_size: Size
+    hidden_size: Size
+    num_hidden_layers: Size
+    layer_norm_epsilon: float = 1e-5
+    tie_word_embeddings: bool = True
+
+    @property
+    def context_length(self) -> int:
+        return UNLIMITED
+
+    def step(self, token: Stream) -> dict[str, Stream]:
+        """i32[] -> {"logits": f32[V]}"""
+        table, eps = "backbone.embeddings", self.layer_norm_epsilon
+        with scope("embed"):
+            x = embedding(token, table, self.vocab_size, self.hidden_size)
+        mixer = self.mixer()
+        for i in range(self.num_hidden_layers):
+            name = f"backbone.layers.{i}"
+            with scope(f"layers.{i}"):
+                x = (x + mixer.mix(rms_norm(x, f"{name}.norm", eps), f"{name}.mixer")).named("x")
+        with scope("head"):
+            x = rms_norm(x, "backbone.norm_f", eps)
+            head = table if self.tie_word_embeddings else "lm_head"
+            return {"logits": linear(x, head, self.vocab_size).named("logits")}
+
+    def mixer(self) -> ChannelStates | HeadStates:
+        """What the layers have between their norm and the stream."""
+        raise NotImplementedError

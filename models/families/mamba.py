@@ -8,19 +8,16 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ...compiler.language import mean, rsqrt
-from ...compiler.recording import scope
 from ...compiler.stream import Stream
 from ...ir.errors import SystolicError
-from ..blocks import embedding, linear, rms_norm
 from ..family import Family
-from ..positions import UNLIMITED
 from ..spec import Config, Size
-from ..state_space import ChannelStates
+from ..state_space import ChannelStates, StateSpaceDecoder
 from ..weights import Naming
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mamba:
+class Mamba(StateSpaceDecoder):
     # How training began, which kernel runs, and how residuals are rounded in half precision.
     harmless: ClassVar[frozenset[str]] = frozenset({
         "time_step_scale", "time_step_min", "time_step_max", "time_step_init_scheme", "time_step_floor",
@@ -46,28 +43,9 @@ class Mamba:
             raise SystolicError("intermediate_size is not expand * hidden_size")
 
     @property
-    def context_length(self) -> int:
-        return UNLIMITED
-
-    @property
     def width(self) -> int:
         """How many channels have a state of their own."""
         return int(self.expand * self.hidden_size)
-
-    def step(self, token: Stream) -> dict[str, Stream]:
-        """i32[] -> {"logits": f32[V]}"""
-        table, eps = "backbone.embeddings", self.layer_norm_epsilon
-        with scope("embed"):
-            x = embedding(token, table, self.vocab_size, self.hidden_size)
-        mixer = self.mixer()
-        for i in range(self.num_hidden_layers):
-            name = f"backbone.layers.{i}"
-            with scope(f"layers.{i}"):
-                x = (x + mixer.mix(rms_norm(x, f"{name}.norm", eps), f"{name}.mixer")).named("x")
-        with scope("head"):
-            x = rms_norm(x, "backbone.norm_f", eps)
-            head = table if self.tie_word_embeddings else "lm_head"
-            return {"logits": linear(x, head, self.vocab_size).named("logits")}
 
     def mixer(self) -> ChannelStates:
         return ChannelStates(

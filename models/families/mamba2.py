@@ -6,19 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...compiler.recording import scope
-from ...compiler.stream import Stream
 from ...ir.errors import SystolicError
-from ..blocks import embedding, linear, rms_norm
 from ..family import Family
-from ..positions import UNLIMITED
 from ..spec import Size
-from ..state_space import HeadStates
+from ..state_space import HeadStates, StateSpaceDecoder
 from ..weights import Naming
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mamba2:
+class Mamba2(StateSpaceDecoder):
     # How training began, how residuals are rounded in half precision, and how the library computes: whatever
     # norm_before_gate and rms_norm say, it gates first, and there is a norm.
     harmless: ClassVar[frozenset[str]] = frozenset({
@@ -45,25 +41,6 @@ class Mamba2:
     def __post_init__(self) -> None:
         if self.num_heads * self.head_dim != int(self.expand * self.hidden_size):
             raise SystolicError("num_heads * head_dim is not expand * hidden_size")
-
-    @property
-    def context_length(self) -> int:
-        return UNLIMITED
-
-    def step(self, token: Stream) -> dict[str, Stream]:
-        """i32[] -> {"logits": f32[V]}"""
-        table, eps = "backbone.embeddings", self.layer_norm_epsilon
-        with scope("embed"):
-            x = embedding(token, table, self.vocab_size, self.hidden_size)
-        mixer = self.mixer()
-        for i in range(self.num_hidden_layers):
-            name = f"backbone.layers.{i}"
-            with scope(f"layers.{i}"):
-                x = (x + mixer.mix(rms_norm(x, f"{name}.norm", eps), f"{name}.mixer")).named("x")
-        with scope("head"):
-            x = rms_norm(x, "backbone.norm_f", eps)
-            head = table if self.tie_word_embeddings else "lm_head"
-            return {"logits": linear(x, head, self.vocab_size).named("logits")}
 
     def mixer(self) -> HeadStates:
         return HeadStates(
