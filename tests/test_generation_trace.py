@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,6 @@ from systolic.runner.traces.page import page_data, trace_page
 from systolic.runner.traces.record import GenerationTrace, record_trace, trace_json
 
 PROMPT = "ROMEO:\nWhat is"
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --window-size=1400,900"
-)
 
 
 @pytest.fixture(scope="module")
@@ -198,23 +193,6 @@ def test_the_page_holds_all_weights(traced):
         assert shown["seen"] == list(range(1, len(traced.tokens)))
         expected = np.concatenate([weights.ravel() for weights in stream.weights])
         np.testing.assert_allclose(packed, expected, atol=0.5 / 255 + 1e-6)
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A browser without a window; what needs one is skipped, with the reason, where there is none."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("chromium and chromedriver are not installed (apt install chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
 
 
 @pytest.fixture
