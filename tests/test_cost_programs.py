@@ -88,6 +88,16 @@ def test_norms_and_residuals_ride_on_matmuls(llama):
     assert kinds.count("matmul") == 3 * 9 + 1
 
 
+def test_what_a_norm_scales_is_not_written_but_made_again_by_its_readers(llama):
+    regions = {region.name: region for region in regions_of(program(llama, 2), "bf16")}
+    read = {value.name for value in regions["layers.1.attn.contraction"].inputs}
+    assert {"layers.0.mlp.x", "layers.1.attn.sum"} <= read
+    product = regions["layers.1.attn.contraction"].products[0]
+    written = {value.name for region in regions.values() for value in region.results}
+    assert "layers.0.mlp.x" in written
+    assert product.left not in written | read
+
+
 def test_a_decode_step_reads_every_weight_once_and_the_state_of_each_row(llama):
     plan = plan_program(llama, V5E, context=512)
     found = predict(plan, 4)
