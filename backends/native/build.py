@@ -1,4 +1,4 @@
-"""Builds ``kernels.cc`` with the machine's C++ compiler, once, and registers it with XLA.
+"""Builds ``kernels.cc`` and its headers with the machine's C++ compiler, once, and registers them with XLA.
 
 Without a compiler there are no kernels, and programs run in plain StableHLO with the same results up to
 rounding. A compiler that cannot build them is a warning.
@@ -40,7 +40,8 @@ def load_kernels(directory: Path, processor: str) -> Kernels | None:
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         return None
-    key = "\n".join((SOURCE.read_text(encoding="utf-8"), jax.__version__, compiler, *FLAGS, processor))
+    sources = [path.read_text(encoding="utf-8") for path in (*sorted(SOURCE.parent.glob("*.h")), SOURCE)]
+    key = "\n".join((*sources, jax.__version__, compiler, *FLAGS, processor))
     kernels = Kernels(hashlib.sha256(key.encode()).hexdigest()[:12])
     library = directory / f"kernels-{kernels.version}.so"
     if not library.exists() and not _build(compiler, library):
