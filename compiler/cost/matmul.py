@@ -10,6 +10,7 @@ import numpy as np
 
 from ...ir.errors import SystolicError
 from . import analytic, tpu
+from .schedule import fastest_schedules, main_memory
 from .targets import DATAFLOWS, DTYPE_BYTES, RESULT_BYTES, Arrays, Compiler, Target, load_target
 from .tiling import traffic
 
@@ -21,7 +22,6 @@ DTYPE_NAMES: Mapping[str, str] = {
     "float32": "f32",
 }
 ALTERNATIVES = 5
-IDEAL = analytic.Bus(np.inf)
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,11 @@ def matmul(
 ) -> Matmul:
     """The predicted cost of lhs [m, k] · rhs [k, n] on ``target`` (a preset, a TOML file, or a ``Target``).
 
-    For TPU generations with compiler constants ``cycles`` predicts the compiler's estimate; otherwise it
-    counts the target's arrays behind its main memory. ``array`` (rows, columns) and ``dataflow`` ("ws",
-    "os", "is") replace the target's. ``scalesim_compatible`` counts as SCALE-Sim does: no drain for os.
+    For TPU generations with compiler constants ``cycles`` predicts the compiler's estimate; otherwise it is
+    that of the fastest schedule on the target's arrays behind its main memory. ``array`` (rows, columns)
+    and ``dataflow`` ("ws", "os", "is") replace the target's; with one of them, or where main memory is
+    ideal, folds are counted one after another, as the simulator does. ``scalesim_compatible`` counts as
+    SCALE-Sim does: no drain for os.
     Raises ``SystolicError`` for sizes, dtypes, targets and dataflows that there are not.
     """
     machine = target if isinstance(target, Target) else load_target(target)
@@ -86,8 +88,10 @@ def matmul(
         return _roofline(m, k, n, dtype, machine)
     changed = array is not None or dataflow is not None or scalesim_compatible
     arrays = with_changes(machine.arrays, array, dataflow)
-    if machine.compiler is None or changed:
+    if changed or main_memory(machine).bytes_per_cycle == np.inf:
         return _on_arrays(m, k, n, dtype, machine, arrays, not scalesim_compatible)
+    if machine.compiler is None:
+        return _scheduled(m, k, n, dtype, machine, arrays)
     return _compiled(m, k, n, dtype, machine, arrays, machine.compiler)
 
 
@@ -144,7 +148,7 @@ def _utilization(m: int, k: int, n: int, cycles: float, dtype: str, machine: Tar
 
 def _on_arrays(m: int, k: int, n: int, dtype: str, machine: Target, arrays: Arrays, drained: bool) -> Matmul:
     """Counted on the arrays themselves, behind the target's main memory (ideal where it has none)."""
-    bus = _bus(machine)
+    bus = main_memory(machine)
     cycles = {
         flow: float(analytic.cycles(m, k, n, replace(arrays, dataflow=flow), dtype, bus, drained))
         for flow in DATAFLOWS
@@ -174,12 +178,20 @@ def _on_arrays(m: int, k: int, n: int, dtype: str, machine: Target, arrays: Arra
     )  # fmt: skip
 
 
-def _bus(machine: Target) -> analytic.Bus:
-    memory, clock = machine.memory, machine.arrays.clock_hz if machine.arrays else None
-    if memory.hbm_bytes_per_second is None or clock is None:
-        return IDEAL
-    latency = (memory.hbm_latency_seconds or 0.0) * clock
-    return analytic.Bus(memory.hbm_bytes_per_second / clock, latency, memory.on_chip_bytes)
+def _scheduled(m: int, k: int, n: int, dtype: str, machine: Target, arrays: Arrays) -> Matmul:
+    """The fastest schedule of tiles that fit on chip."""
+    best, *others = fastest_schedules(m, k, n, dtype, machine, ALTERNATIVES + 1)
+    return Matmul(
+        m, k, n, dtype, machine.name,
+        cycles=round(best.cycles),
+        seconds=_seconds(best.cycles, machine),
+        bound=best.bound,
+        tiling=best.describe(),
+        **_bytes(analytic.Traffic(*best.moved_by_operand)),
+        utilization=_utilization(m, k, n, best.cycles, dtype, machine, arrays),
+        alternatives=tuple(other.describe() | {"cycles": round(other.cycles)} for other in others),
+        **_array_figures(m, k, n, dtype, arrays, machine, best.moved, True),
+    )  # fmt: skip
 
 
 def _compiled(

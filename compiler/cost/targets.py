@@ -23,7 +23,8 @@ class Arrays:
     """Systolic arrays: ``count`` of ``rows`` × ``columns`` cells, all at one clock.
 
     ``overlapped``: weights are loaded (or, output-stationary, results drained) while the previous
-    wave still runs. ``macs_per_cell`` gives multiply-adds per cell and cycle for dtypes that do not
+    wave still runs. ``dataflows``: those that a schedule may choose from (none: only ``dataflow``).
+    ``macs_per_cell`` gives multiply-adds per cell and cycle for dtypes that do not
     run at one (two for a packed dtype, 1/6 for six passes); a dtype that is absent runs at one.
     """
 
@@ -33,6 +34,7 @@ class Arrays:
     clock_hz: float | None = None
     dataflow: str = "ws"
     overlapped: bool = False
+    dataflows: tuple[str, ...] = ()
     macs_per_cell: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -192,8 +194,9 @@ def _target(table: dict[str, Any], file: Path) -> Target:
 
 
 def _check_arrays(arrays: Arrays | None, file: Path) -> None:
-    if arrays and arrays.dataflow not in DATAFLOWS:
-        raise SystolicError(f"{file}: dataflow {arrays.dataflow!r} is not one of {', '.join(DATAFLOWS)}")
+    for dataflow in (arrays.dataflow, *arrays.dataflows) if arrays else ():
+        if dataflow not in DATAFLOWS:
+            raise SystolicError(f"{file}: dataflow {dataflow!r} is not one of {', '.join(DATAFLOWS)}")
     if arrays and min(arrays.rows, arrays.columns, arrays.count) < 1:
         raise SystolicError(f"{file}: arrays need at least one row, one column and a count of one")
 

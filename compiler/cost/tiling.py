@@ -13,8 +13,11 @@ from .analytic import ACCUMULATOR_BYTES, Traffic, ceil_div
 from .targets import DTYPE_BYTES, RESULT_BYTES
 
 Array = np.ndarray
-ORDERS = ("nmk", "mnk")  # from the outermost loop to the innermost; k is always innermost
-LARGEST_PIECES = 12  # up to this every number of pieces is tried, then only half powers of two
+# From the outermost loop to the innermost. With k innermost a result is finished before the next begins;
+# otherwise its sums may have to leave the chip and come back.
+ORDERS = ("nmk", "mnk", "nkm", "mkn", "knm", "kmn")
+FINISHING = 2  # so many of them have k innermost
+LARGEST_PIECES = 12  # up to this every number of pieces is tried, then half powers of two, then granules
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,11 @@ class Tilings:
     def __getitem__(self, chosen: Array) -> Tilings:
         return Tilings(self.shape, *(getattr(self, f.name)[chosen] for f in fields(self)[1:]))
 
+    def within_shape(self) -> Tilings:
+        """The same, with tiles that are larger than the matmul cut to its size."""
+        m, k, n = (np.minimum(getattr(self, x), size) for x, size in zip("mkn", self.shape, strict=True))
+        return Tilings(self.shape, m, k, n, self.order)
+
     @property
     def pieces(self) -> tuple[Array, Array, Array]:
         """How many tiles there are along m, k and n."""
@@ -50,48 +58,65 @@ class Tilings:
         return tile | {"order": ORDERS[int(self.order[index])], "steps": int(self.steps[index])}
 
 
-def candidates(shape: tuple[int, int, int], granules: tuple[int, int, int]) -> Tilings:
-    """Tilings of [m, k] · [k, n] in whole granules, each dimension cut evenly; both orders if they differ."""
+def candidates(
+    shape: tuple[int, int, int], granules: tuple[int, int, int], orders: int = FINISHING
+) -> Tilings:
+    """Tilings of [m, k] · [k, n] in whole granules, each dimension cut evenly, in the first ``orders`` loop
+    orders; of orders that differ only in loops that run once, the first."""
     sizes = [_tile_sizes(total, granule) for total, granule in zip(shape, granules, strict=True)]
-    m, k, n, order = (grid.ravel() for grid in np.meshgrid(*sizes, np.arange(len(ORDERS)), indexing="ij"))
+    m, k, n, order = (grid.ravel() for grid in np.meshgrid(*sizes, np.arange(orders), indexing="ij"))
     found = Tilings(shape, m, k, n, order)
-    pieces_m, pieces_k, pieces_n = found.pieces
-    return found[(order == 0) | ((pieces_k == 1) & (pieces_m > 1) & (pieces_n > 1))]
+    loops = np.sum([(pieces > 1) << bit for bit, pieces in enumerate(found.pieces)], axis=0)
+    return found[_first_of_its_kind()[loops, found.order]]
+
+
+def _first_of_its_kind() -> Array:
+    """[which of m, k, n are loops, as bits; order] → whether no earlier order moves the same: it runs these
+    loops in the same order, or has k as the innermost loop, inside of which every tile changes."""
+    table = np.zeros((8, len(ORDERS)), bool)
+    for bits in range(8):
+        loops = ["".join(x for x in order if bits >> "mkn".index(x) & 1) for order in ORDERS]
+        kinds = ["k" if loop.endswith("k") else loop for loop in loops]
+        table[bits] = [kinds.index(kind) == i for i, kind in enumerate(kinds)]
+    return table
 
 
 def _tile_sizes(total: int, granule: int) -> Array:
     units = ceil_div(total, granule)
     halves = 2.0 ** (np.arange(2 * LARGEST_PIECES.bit_length() - 1, 2 * units.bit_length()) / 2)
-    pieces = np.concatenate([np.arange(1, LARGEST_PIECES + 1), np.round(halves).astype(int)])
+    pieces = np.concatenate([np.arange(1, LARGEST_PIECES + 1), np.round(halves).astype(int), [units]])
     return np.unique(ceil_div(units, pieces[pieces <= units])) * granule
 
 
-def _repeats(tilings: Tilings) -> tuple[Array, Array]:
-    """How often the whole lhs and the whole rhs pass: an operand stays while its tile does not change."""
-    pieces_m, pieces_k, pieces_n = tilings.pieces
-    n_outside = tilings.order == ORDERS.index("nmk")
-    lhs_stays = (pieces_k == 1) & (~n_outside | (pieces_m == 1))
-    rhs_stays = (pieces_k == 1) & (n_outside | (pieces_n == 1))
-    return np.where(lhs_stays, 1, pieces_n), np.where(rhs_stays, 1, pieces_m)
+def repeats(tilings: Tilings, operand: str) -> Array:
+    """How often the whole of an operand ("mk", "kn", or the result "mn") passes: a tile stays while it does
+    not change, so a loop over the third dimension repeats what changes inside of it."""
+    pieces = dict(zip("mkn", tilings.pieces, strict=True))
+    (other,) = set("mkn") - set(operand)
+    changes = np.array(
+        [
+            np.any([pieces[x] > 1 for x in order[order.index(other) + 1 :]] or [pieces["m"] < 0], axis=0)
+            for order in ORDERS
+        ]
+    )
+    return np.where(changes[tilings.order, np.arange(len(tilings))], pieces[other], 1)
 
 
 def traffic(tilings: Tilings, dtype: str) -> Traffic:
-    """Bytes to and from main memory per operand; tiles at the edges are moved whole."""
+    """Bytes to and from main memory per operand, with k innermost; tiles at the edges are moved whole."""
     size = DTYPE_BYTES[dtype]
     pieces_m, pieces_k, pieces_n = tilings.pieces
-    lhs_repeats, rhs_repeats = _repeats(tilings)
-    lhs = size * pieces_m * tilings.m * pieces_k * tilings.k * lhs_repeats
-    rhs = size * pieces_k * tilings.k * pieces_n * tilings.n * rhs_repeats
+    lhs = size * pieces_m * tilings.m * pieces_k * tilings.k * repeats(tilings, "mk")
+    rhs = size * pieces_k * tilings.k * pieces_n * tilings.n * repeats(tilings, "kn")
     m, _, n = tilings.shape
     return Traffic(lhs, rhs, np.full(len(tilings), RESULT_BYTES[dtype] * m * n))
 
 
 def window_bytes(tilings: Tilings, dtype: str) -> Array:
     """Room for the operands' tiles: two of each, one if it never changes."""
-    lhs_repeats, rhs_repeats = _repeats(tilings)
     pieces_m, pieces_k, pieces_n = tilings.pieces
-    lhs = np.where(pieces_m * pieces_k * lhs_repeats > 1, 2, 1) * tilings.m * tilings.k
-    rhs = np.where(pieces_k * pieces_n * rhs_repeats > 1, 2, 1) * tilings.k * tilings.n
+    lhs = np.where(pieces_m * pieces_k * repeats(tilings, "mk") > 1, 2, 1) * tilings.m * tilings.k
+    rhs = np.where(pieces_k * pieces_n * repeats(tilings, "kn") > 1, 2, 1) * tilings.k * tilings.n
     return DTYPE_BYTES[dtype] * (lhs + rhs)
 
 
