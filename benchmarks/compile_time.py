@@ -18,7 +18,7 @@ import systolic as sy
 from systolic.compiler.derive import choose_states, derive_chunk
 from systolic.compiler.pipeline import run_passes
 
-from .decode import llama_config
+from .subjects import llama_config
 
 
 def measure(layers: int) -> dict[str, float]:

@@ -20,7 +20,7 @@ import numpy as np
 
 import systolic as sy
 
-from .decode import llama_config, random_weights
+from .subjects import llama_config, random_weights
 
 CHAINS = {
     "greedy": {},

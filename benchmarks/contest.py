@@ -1,0 +1,215 @@
+"""An interleaved run: all contestants take turns, round by round, and are compared within each round.
+
+A time on a shared machine says little; the ratio of two that ran one behind the other says more. A round is
+every contestant once, and the machine's read bandwidth; the first round compiles and is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import machine
+from .peers import OURS, PEERS, Contestant, Setting, Unavailable, prepare
+from .subjects import Subject
+
+REST = 0.3  # seconds between two contestants: threads of the one before may still spin
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a contestant did in one round: seconds, and the tokens that it chose, i32[rows, n]."""
+
+    seconds: float
+    tokens: np.ndarray
+
+
+@dataclass
+class Entry:
+    """A contestant with what it is prepared for, and what was measured, one number for each round."""
+
+    contestant: Contestant
+    peer: str
+    setting: Setting
+    work: Callable[[Contestant], Turn]
+    seconds: list[float] = field(default_factory=list)
+    tokens: np.ndarray | None = None
+
+    @property
+    def name(self) -> str:
+        rows = f", batch {self.setting.rows}" if self.setting.rows > 1 else ""
+        return self.contestant.name + rows
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run found. ``rows`` are one dictionary for each contestant; ``absent`` says who did not take
+    part and why; ``different`` what chose other tokens where all must choose the same."""
+
+    benchmark: str
+    command: str
+    model: str
+    parameters: int
+    machine: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    absent: Mapping[str, str]
+    different: Sequence[str]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def row(self, name: str) -> Mapping[str, Any]:
+        """The row of a contestant; KeyError if it did not take part."""
+        return {row["name"]: row for row in self.rows}[name]
+
+
+def enter(
+    subject: Subject,
+    peers: Sequence[str],
+    settings: Sequence[Setting],
+    work: Callable[[Setting], Callable[[Contestant], Turn]],
+) -> tuple[list[Entry], dict[str, str]]:
+    """Ours and the peers, prepared for each setting, and the reasons of those that are absent."""
+    entries, absent = [], {}
+    for setting in settings:
+        for peer in (OURS, *peers):
+            try:
+                contestant = prepare(peer, subject, setting)
+            except Unavailable as reason:
+                absent[f"{peer}, {setting.dtype}"] = str(reason)
+                print(f"{peer}, {setting.dtype}: absent, {reason}", file=sys.stderr)
+                continue
+            entries.append(Entry(contestant, peer, setting, work(setting)))
+    return entries, absent
+
+
+def run_rounds(entries: Sequence[Entry], rounds: int) -> list[float]:
+    """Runs them all ``rounds`` times and once before; the read bandwidth of each round."""
+    bandwidth = []
+    for round_ in range(rounds + 1):
+        for entry in entries:
+            turn = entry.work(entry.contestant)
+            entry.tokens = turn.tokens
+            if round_:  # the first compiles
+                entry.seconds.append(turn.seconds)
+            time.sleep(REST)
+        if round_:
+            bandwidth.append(machine.read_bandwidth())
+    return bandwidth
+
+
+def different_tokens(entries: Sequence[Entry]) -> list[str]:
+    """Who chose other tokens than the first of the same rows, in f32."""
+    found = []
+    first: dict[int, Entry] = {}
+    for entry in entries:
+        if entry.setting.dtype != "f32" or entry.tokens is None:
+            continue
+        base = first.setdefault(entry.setting.rows, entry)
+        assert base.tokens is not None
+        if not np.array_equal(base.tokens, entry.tokens):
+            at = int(np.argwhere((base.tokens != entry.tokens).any(axis=0))[0, 0])
+            found.append(f"{entry.name} and {base.name} choose different tokens from token {at} on")
+    return found
+
+
+def agreement(entry: Entry, entries: Sequence[Entry]) -> float | None:
+    """The share of tokens that are those of the first f32 contestant with the same rows."""
+    for base in entries:
+        if base.setting.dtype == "f32" and base.setting.rows == entry.setting.rows:
+            return float((base.tokens == entry.tokens).mean())
+    return None
+
+
+def base_of(entry: Entry, entries: Sequence[Entry]) -> Entry | None:
+    """Ours in the same setting."""
+    same = (other for other in entries if other.peer == OURS and other.setting == entry.setting)
+    return next(same, None)
+
+
+def command_line() -> str:
+    """How this process was started, as a user types it."""
+    module = sys.modules["__main__"].__spec__
+    return shlex.join(["python", "-m", module.name if module else "benchmarks", *sys.argv[1:]])
+
+
+# ---- what is printed ----
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """The median, and the range."""
+    low, high = min(values), max(values)
+    return f"{np.median(values):,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(heading) + " |", "|" + "---|" * len(heading)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def absent_lines(absent: Mapping[str, str]) -> str:
+    return "".join(f"\n- absent: {name}: {reason}" for name, reason in absent.items())
+
+
+def limits_line(record: Record) -> str:
+    """The machine's limits in one sentence."""
+    found = record.machine
+    parts = [
+        f"{found['threads']} threads",
+        f"reads {spread([b / 1e9 for b in found['read_bandwidth']], 1)} GB/s",
+    ]
+    for dtype, peak in found.get("matmul_peak", {}).items():
+        parts.append(f"multiplies {dtype} at {peak['rate'] / 1e9:,.0f} GFLOP/s ({peak['by']})")
+    return ", ".join(parts)
+
+
+# ---- the command line ----
+
+
+def parser_for(doc: str, **defaults: Any) -> argparse.ArgumentParser:
+    """The options that all benchmarks with peers have."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = {"model": "llama-0.1b", "dtypes": "f32", "batch": "1", "rounds": 5, **defaults}
+    parser.add_argument(
+        "--model", default=options["model"], help="a name in benchmarks/subjects.py, or a directory"
+    )
+    parser.add_argument("--dtypes", default=options["dtypes"], help="how weights are kept: f32,bf16,int8,…")
+    parser.add_argument("--batch", default=options["batch"], help="numbers of rows: 1,8")
+    parser.add_argument("--peers", default=",".join(PEERS), help="who runs beside us, or none (default: all)")
+    parser.add_argument("--capacity", type=int, default=1024, help="positions that there is room for")
+    parser.add_argument("--rounds", type=int, default=options["rounds"])
+    parser.add_argument("--threads", type=int, default=machine.THREADS)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
+    return parser
+
+
+def peers_of(options: argparse.Namespace) -> list[str]:
+    return [] if options.peers in ("", "none") else options.peers.split(",")
+
+
+def settings_of(options: argparse.Namespace) -> list[Setting]:
+    """One for each dtype and number of rows."""
+    return [
+        Setting(dtype, int(rows), options.capacity, options.threads)
+        for rows in options.batch.split(",")
+        for dtype in options.dtypes.split(",")
+    ]
+
+
+def show(record: Record, table: str, options: argparse.Namespace) -> None:
+    """Prints the record as asked, writes it as asked; ends with status 1 if tokens differ."""
+    text = json.dumps(asdict(record), indent=1)
+    if options.out is not None:
+        options.out.write_text(text + "\n", encoding="utf-8")
+    print(text if options.json else table)
+    if record.different:
+        sys.exit("\n".join(record.different))

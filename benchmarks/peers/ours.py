@@ -1,0 +1,70 @@
+"""Our own programs, as ``sy.compile`` makes them: prompts in chunks, then the decode loop on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+import systolic as sy
+from systolic.ir.types import DTYPES
+from systolic.models.load import WEIGHT_DTYPES, keep_weights_as
+from systolic.models.quantised import SCHEMES, quantise
+from systolic.runner.decode_loop import LONGEST_CALL, DecodeLoop
+from systolic.runner.generate import Generation, sampling_row
+
+from ..subjects import Subject
+from . import Setting, Unavailable
+
+
+class Ours:
+    """An executable and the loop that continues its rows."""
+
+    def __init__(self, name: str, executable: sy.Executable) -> None:
+        self.name = name
+        self.executable = executable
+        self.weight_bytes = sum(node.tensor.bytes for node in executable.model.graph.parameters)
+        self._loop: DecodeLoop | None = None
+        self._newest = np.zeros(0, np.int32)
+
+    def prefill(self, prompts: np.ndarray) -> np.ndarray:
+        rows, length = prompts.shape
+        settings = Generation(ignore_eos=True)
+        sampling = [sampling_row(self.executable, length, settings, row) for row in range(rows)]
+        self._loop = DecodeLoop(self.executable, sampling, [()] * rows)
+        self._loop.read(prompts[:, :-1].tolist())
+        self._newest = prompts[:, -1]
+        return self.decode(1)[:, 0]
+
+    def decode(self, count: int) -> np.ndarray:
+        assert self._loop is not None
+        parts = []
+        for start in range(0, count, LONGEST_CALL):
+            size = min(LONGEST_CALL, count - start)
+            limits = np.full(len(self._newest), size, np.int32)
+            parts.append(self._loop.make(self._newest, limits).tokens[:, :size])
+            self._newest = parts[-1][:, -1]
+        return np.concatenate(parts, axis=1)
+
+
+def prepare(subject: Subject, setting: Setting) -> Ours:
+    """Weights are kept as ``setting.dtype`` from the same arrays that the peers are given."""
+    model = with_weights_as(subject, setting.dtype)
+    executable = sy.compile(model, batch=setting.rows, capacity=setting.capacity)
+    return Ours(f"systolic {setting.dtype}", executable)
+
+
+def with_weights_as(subject: Subject, dtype: str) -> sy.Model:
+    """The subject as ``sy.load`` makes it with that dtype."""
+    graph, weights = subject.model.graph, subject.weights
+    kept: Mapping[str, np.ndarray] | None = weights
+    if dtype in SCHEMES:
+        graph, kept = quantise(graph, weights, dtype)
+    elif dtype in WEIGHT_DTYPES[1:]:
+        graph = keep_weights_as(graph, dtype)
+        types = {node.name: DTYPES[node.tensor.dtype] for node in graph.parameters}
+        kept = {name: array.astype(types[name]) for name, array in weights.items()}
+    elif dtype != "f32":
+        raise Unavailable(f"weights cannot be kept as {dtype}")
+    return replace(subject.model, graph=graph, weights=kept, dtype=dtype)

@@ -1,0 +1,155 @@
+"""What is measured: models of real shapes with random weights, and one real checkpoint.
+
+All contestants of a run are given the same NumPy arrays, float32, by the names that checkpoints use.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import systolic as sy
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def llama_config(hidden: int, layers: int, capacity: int, **other: Any) -> dict[str, Any]:
+    """A Llama with heads of 64, by its width and depth; ``other`` fields replace these."""
+    heads = max(1, hidden // 64)
+    return {
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": hidden * 8 // 3 // 64 * 64,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 4 if heads % 4 == 0 else heads // 3 if heads % 3 == 0 else heads,
+        "vocab_size": 32000,
+        "max_position_embeddings": capacity,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        **other,
+    }
+
+
+# The numbers of layers and widths are those of published models, so that products have their sizes.
+CONFIGS: Mapping[str, Mapping[str, Any]] = {
+    "llama-0.1b": llama_config(768, 12, 16384),
+    "llama-0.5b": llama_config(1536, 18, 16384, num_key_value_heads=8),
+    "llama-1b": llama_config(  # Llama 3.2 1B, without the scaling of its rotation
+        2048,
+        16,
+        16384,
+        intermediate_size=8192,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        rope_theta=500000.0,
+    ),
+    "mistral-window": llama_config(  # Mistral's proportions at 0.1 B, with a quarter of its window
+        768, 12, 32768, model_type="mistral", sliding_window=1024, head_dim=64
+    ),
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_positions": 1024,
+        "vocab_size": 50257,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+    },
+    "mamba-130m": {
+        "model_type": "mamba",
+        "hidden_size": 768,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 24,
+        "state_size": 16,
+        "conv_kernel": 4,
+        "time_step_rank": 48,
+        "expand": 2,
+        "vocab_size": 50280,
+        "hidden_act": "silu",
+        "layer_norm_epsilon": 1e-5,
+        "use_bias": False,
+        "use_conv_bias": True,
+        "residual_in_fp32": True,
+        "tie_word_embeddings": True,
+    },
+    "llama-tiny": llama_config(64, 2, 512, vocab_size=256),  # for tests
+    "mistral-tiny": llama_config(64, 2, 512, vocab_size=256, model_type="mistral", sliding_window=16),
+}
+REAL = {"stories260K": "real/stories260K"}  # directories in the shared data
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model as all contestants are given it; ``model`` has no weights where they are random."""
+
+    name: str
+    config: Mapping[str, Any]
+    model: sy.Model
+    weights: Mapping[str, np.ndarray]
+
+    @property
+    def window(self) -> int | None:
+        """How many positions attention sees, if not all."""
+        return self.config.get("sliding_window")
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the weights are."""
+        return sum(array.size for array in self.weights.values())
+
+    @property
+    def vocabulary_size(self) -> int:
+        return int(self.config["vocab_size"])
+
+    def prompts(self, rows: int, length: int) -> np.ndarray:
+        """Random token ids i32[rows, length]."""
+        random = np.random.default_rng(1)
+        return random.integers(3, self.vocabulary_size, (rows, length)).astype(np.int32)
+
+
+def load_subject(name: str) -> Subject:
+    """A model of ``CONFIGS`` or ``REAL`` by its name, or a checkpoint by its directory."""
+    if name in CONFIGS:
+        model = model_of_config(CONFIGS[name])
+        return Subject(name, CONFIGS[name], model, random_weights(model.graph))
+    shared = Path(os.environ.get("SYSTOLIC_SHARED", ROOT.parent / "shared"))
+    path = shared / REAL[name] if name in REAL else Path(name)
+    if not path.is_dir():
+        raise SystemExit(f"{path}: is no model; known: {', '.join([*CONFIGS, *REAL])}, or a directory")
+    model = sy.load(path)
+    assert model.weights is not None
+    weights = {node.name: np.array(model.weights[node.name]) for node in model.graph.parameters}
+    return Subject(path.name, json.loads((path / "config.json").read_text()), model, weights)
+
+
+def model_of_config(config: Mapping[str, Any]) -> sy.Model:
+    """What ``sy.load`` makes of a bare config.json."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps(config))
+        return sy.load(path)
+
+
+def random_weights(graph: sy.Graph) -> dict[str, np.ndarray]:
+    """f32 weights that neither fade nor explode: matrices scaled by the root of their width, norms near 1."""
+    random = np.random.default_rng(0)
+
+    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        array = random.standard_normal(shape, dtype=np.float32)
+        array *= np.float32(shape[-1] ** -0.5 if len(shape) > 1 else 0.03)
+        if len(shape) == 1 and not name.endswith("bias"):
+            array += np.float32(1)
+        return array
+
+    return {node.name: draw(node.name, node.tensor.static_shape) for node in graph.parameters}

@@ -1,0 +1,122 @@
+"""The benchmark suite on tiny shapes: all say the same, and what is measured becomes JSON and a table."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from benchmarks import contest, decode
+from benchmarks.peers import OURS, Setting, Unavailable, prepare
+from benchmarks.subjects import Subject, load_subject
+
+
+@pytest.fixture(scope="module")
+def llama() -> Subject:
+    return load_subject("llama-tiny")
+
+
+@pytest.fixture(scope="module")
+def mistral() -> Subject:
+    return load_subject("mistral-tiny")
+
+
+def texts(peer: str, subject: Subject, setting: Setting, prompt: int, tokens: int) -> np.ndarray:
+    contestant = prepare(peer, subject, setting)
+    first = contestant.prefill(subject.prompts(setting.rows, prompt))
+    return np.concatenate([first[:, None], contestant.decode(tokens)], axis=1)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "int8"])
+def test_jax_by_hand_says_the_same(llama, dtype):
+    setting = Setting(dtype, capacity=128)
+    ours = texts(OURS, llama, setting, 20, 30)
+    assert len(set(ours.ravel().tolist())) > 5  # no text that repeats itself would show a mistake
+    np.testing.assert_array_equal(texts("jax", llama, setting, 20, 30), ours)
+
+
+def test_jax_by_hand_grows_its_cache_and_reads_prompts_in_blocks(llama):
+    setting = Setting(capacity=512)
+    ours = texts(OURS, llama, setting, 260, 256)
+    np.testing.assert_array_equal(texts("jax", llama, setting, 260, 256), ours)
+
+
+@pytest.mark.parametrize("prompt", [5, 40])
+def test_jax_by_hand_has_a_ring_and_rows(mistral, prompt):
+    """Prompts that fit into the ring of 16 and that go beyond it; then around it twice."""
+    setting = Setting(rows=2, capacity=96)
+    ours = texts(OURS, mistral, setting, prompt, 40)
+    np.testing.assert_array_equal(texts("jax", mistral, setting, prompt, 40), ours)
+
+
+@pytest.mark.parametrize("peer", ["transformers", "llama.cpp"])
+def test_a_peer_says_the_same(llama, peer):
+    pytest.importorskip({"llama.cpp": "llama_cpp"}.get(peer, peer), reason=f"{peer} is not installed")
+    setting = Setting(rows=2, capacity=64)
+    np.testing.assert_array_equal(texts(peer, llama, setting, 9, 8), texts(OURS, llama, setting, 9, 8))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8"])
+def test_a_gguf_file_holds_the_weights(llama, dtype, tmp_path):
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    from benchmarks.peers.gguf_file import write_gguf
+
+    path = tmp_path / "tiny.gguf"
+    write_gguf(llama, dtype, path)
+    reader = gguf.GGUFReader(path)
+    assert reader.get_field("llama.block_count").contents() == 2
+    assert reader.get_field("llama.vocab_size").contents() == 256
+    found = {t.name: gguf.dequantize(t.data, t.tensor_type).reshape(t.shape[::-1]) for t in reader.tensors}
+    assert len(found) == len(llama.weights)
+    error = {"f32": 0, "bf16": 2.0**-8, "int8": 0.5 / 127}[dtype]
+    down = llama.weights["model.layers.1.mlp.down_proj.weight"]
+    np.testing.assert_allclose(found["blk.1.ffn_down.weight"], down, atol=error * np.abs(down).max() * 1.01)
+    q = llama.weights["model.layers.0.self_attn.q_proj.weight"]
+    # Value 5 of head 0 turns with value 37 of it: they lie side by side.
+    np.testing.assert_allclose(found["blk.0.attn_q.weight"][10:12], q[[5, 37]], atol=error * 0.6)
+    np.testing.assert_array_equal(found["output_norm.weight"], llama.weights["model.norm.weight"])
+
+
+def test_who_is_absent_is_named(mistral, llama):
+    with pytest.raises(Unavailable, match="no form of weights kept as int4-32"):
+        prepare("jax", llama, Setting("int4-32"))
+    with pytest.raises(SystemExit, match="no peer is called vllm; known: jax"):
+        prepare("vllm", llama, Setting())
+    with pytest.raises(SystemExit, match="llama-9b: is no model; known: llama-0"):
+        load_subject("llama-9b")
+
+
+def test_a_run_as_json_and_as_a_table(llama):
+    settings = [Setting("f32", capacity=64), Setting("int4-64", capacity=64)]
+    record = decode.measure(llama, ["jax"], settings, prompt=4, tokens=3, rounds=2)
+    assert record.different == []
+    assert [row["name"] for row in record.rows] == ["systolic f32", "JAX by hand, f32", "systolic int4-64"]
+    assert record.absent == {"jax, int4-64": "it has no form of weights kept as int4-64"}
+    assert all(len(row["tokens_per_second"]) == 2 for row in record.rows)
+    assert record.rows[0]["ours_is_times"] == [1, 1]
+    assert json.loads(json.dumps(asdict(record)))["rows"][1]["dtype"] == "f32"
+    shown = decode.table(record)
+    assert re.search(r"^\| JAX by hand, f32 \| 0 MB \| [\d,.]+ \([\d,.]+ to [\d,.]+\) \|", shown, re.M)
+    assert shown.endswith("- absent: jax, int4-64: it has no form of weights kept as int4-64")
+
+
+def test_other_tokens_are_found(llama):
+    setting = Setting()
+    tokens = np.array([[1, 2, 3]])
+    entries = [
+        contest.Entry(_Named(name), name, setting, lambda _: contest.Turn(0, tokens), tokens=chosen)
+        for name, chosen in {"ours": tokens, "theirs": np.array([[1, 9, 3]])}.items()
+    ]
+    found = contest.different_tokens(entries)
+    assert found == ["theirs and ours choose different tokens from token 1 on"]
+    assert contest.agreement(entries[1], entries) == pytest.approx(2 / 3)
+
+
+class _Named:
+    weight_bytes = 0
+
+    def __init__(self, name: str) -> None:
+        self.name = name
