@@ -1,4 +1,6 @@
-"""How long it takes from a config to a decode program, before any backend: python -m benchmarks.compile_time
+"""How long it takes from a config to a decode program, before any backend.
+
+    python -m benchmarks.compile_time [--layers 10 80 1000] [--rounds 1] [--json] [--out FILE]
 
 Prints the seconds of tracing, passes with verification, choosing states, derivation and printing for a
 Llama of each depth in ``--layers``; they should grow in proportion to it.
@@ -10,7 +12,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +49,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--layers", type=int, nargs="+", default=[10, 80, 1000])
-    for layers in parser.parse_args().layers:
-        row = measure(layers)
-        shown = "  ".join(f"{step} {value:.2f} s" for step, value in row.items() if step != "nodes")
-        print(f"{layers:5d} layers, {row['nodes']:6d} nodes:  {shown}")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
+    options = parser.parse_args()
+    rows = [{"layers": layers, **measure(layers)} for _ in range(options.rounds) for layers in options.layers]
+    text = json.dumps({"rows": rows}, indent=1)
+    if options.out is not None:
+        options.out.write_text(text + "\n", encoding="utf-8")
+    print(text if options.json else "\n".join(map(_line, rows)))
+
+
+def _line(row: Mapping[str, float]) -> str:
+    steps = {name: value for name, value in row.items() if name not in ("layers", "nodes")}
+    shown = "  ".join(f"{step} {value:.2f} s" for step, value in steps.items())
+    return f"{row['layers']:5d} layers, {row['nodes']:6d} nodes:  {shown}"
 
 
 if __name__ == "__main__":

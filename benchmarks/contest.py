@@ -37,17 +37,13 @@ class Turn:
 class Entry:
     """A contestant with what it is prepared for, and what was measured, one number for each round."""
 
+    name: str
     contestant: Contestant
     peer: str
     setting: Setting
     work: Callable[[Contestant], Turn]
     seconds: list[float] = field(default_factory=list)
     tokens: np.ndarray | None = None
-
-    @property
-    def name(self) -> str:
-        rows = f", batch {self.setting.rows}" if self.setting.rows > 1 else ""
-        return self.contestant.name + rows
 
 
 @dataclass(frozen=True)
@@ -78,6 +74,7 @@ def enter(
 ) -> tuple[list[Entry], dict[str, str]]:
     """Ours and the peers, prepared for each setting, and the reasons of those that are absent."""
     entries, absent = [], {}
+    is_capacity_shown = len({setting.capacity for setting in settings}) > 1
     for setting in settings:
         for peer in (OURS, *peers):
             try:
@@ -86,7 +83,9 @@ def enter(
                 absent[f"{peer}, {setting.dtype}"] = str(reason)
                 print(f"{peer}, {setting.dtype}: absent, {reason}", file=sys.stderr)
                 continue
-            entries.append(Entry(contestant, peer, setting, work(setting)))
+            name = contestant.name + (f", batch {setting.rows}" if setting.rows > 1 else "")
+            name += f", capacity {setting.capacity}" if is_capacity_shown else ""
+            entries.append(Entry(name, contestant, peer, setting, work(setting)))
     return entries, absent
 
 
@@ -177,14 +176,25 @@ def limits_line(record: Record) -> str:
 def parser_for(doc: str, **defaults: Any) -> argparse.ArgumentParser:
     """The options that all benchmarks with peers have."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options = {"model": "llama-0.1b", "dtypes": "f32", "batch": "1", "rounds": 5, **defaults}
+    peers = ",".join(PEERS)
+    usual = {
+        "model": "llama-0.1b",
+        "dtypes": "f32",
+        "batch": "1",
+        "rounds": 5,
+        "peers": peers,
+        "capacity": "1024",
+    }
+    options = {**usual, **defaults}
     parser.add_argument(
         "--model", default=options["model"], help="a name in benchmarks/subjects.py, or a directory"
     )
     parser.add_argument("--dtypes", default=options["dtypes"], help="how weights are kept: f32,bf16,int8,…")
     parser.add_argument("--batch", default=options["batch"], help="numbers of rows: 1,8")
-    parser.add_argument("--peers", default=",".join(PEERS), help="who runs beside us, or none (default: all)")
-    parser.add_argument("--capacity", type=int, default=1024, help="positions that there is room for")
+    parser.add_argument("--peers", default=options["peers"], help=f"of {peers}; or none")
+    parser.add_argument(
+        "--capacity", default=options["capacity"], help="numbers of positions of room: 512,8192"
+    )
     parser.add_argument("--rounds", type=int, default=options["rounds"])
     parser.add_argument("--threads", type=int, default=machine.THREADS)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -197,9 +207,10 @@ def peers_of(options: argparse.Namespace) -> list[str]:
 
 
 def settings_of(options: argparse.Namespace) -> list[Setting]:
-    """One for each dtype and number of rows."""
+    """One for each capacity, number of rows and dtype."""
     return [
-        Setting(dtype, int(rows), options.capacity, options.threads)
+        Setting(dtype, int(rows), int(capacity), options.threads)
+        for capacity in options.capacity.split(",")
         for rows in options.batch.split(",")
         for dtype in options.dtypes.split(",")
     ]

@@ -1,6 +1,7 @@
 """What a token costs in the decode loop beyond the bare decode program, on one row.
 
     python -m benchmarks.decode_loop [--layers 4] [--hidden 512] [--capacity 512] [--tokens 64] [--rounds 5]
+                                     [--json] [--out FILE]
 
 A small Llama with random weights and 32,000 tokens. ``bare`` calls the decode program again and again
 without looking at what it yields. The others make the same number of tokens through the loop: all of them
@@ -89,8 +90,11 @@ def main() -> None:
     for name, default in {"layers": 4, "hidden": 512, "capacity": 512, "tokens": 64, "rounds": 5}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     options = parser.parse_args()
     times = run(options)
+    if options.out is not None:
+        options.out.write_text(json.dumps(times) + "\n", encoding="utf-8")
     if options.json:
         print(json.dumps(times))
         return

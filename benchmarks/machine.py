@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+READ_BYTES = 1 << 28  # read at once: more than caches hold
 MATRIX = 2048  # a side of the matrices whose product is timed
 
 
@@ -31,14 +34,14 @@ def best_seconds(work: Callable[[], Any], seconds: float) -> float:
 
 @cache
 def _reader() -> tuple[Callable[[], Any], int]:
-    """Reads 256 MiB once, as a product with one row, on all cores; and how many bytes that is."""
-    matrix, row = jnp.ones((4096, 1 << 14), jnp.float32), jnp.ones(1 << 14, jnp.float32)
-    product = jax.jit(jnp.dot)
-    return lambda: product(matrix, row).block_until_ready(), matrix.nbytes
+    """Reads 256 MiB once, a part on each core, as dot products; and how many bytes that is."""
+    parts = np.array_split(np.ones(READ_BYTES // 4, np.float32), THREADS)
+    pool = ThreadPoolExecutor(THREADS)
+    return lambda: list(pool.map(lambda part: float(np.dot(part, part)), parts)), READ_BYTES
 
 
 def read_bandwidth(seconds: float = 0.5) -> float:
-    """Bytes per second that a product with one row of f32 reads from memory."""
+    """Bytes per second that dot products of f32 on all cores read from memory, at best."""
     read, size = _reader()
     return size / best_seconds(read, seconds)
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from benchmarks import contest, decode
+from benchmarks import contest, decode, judged, memory, startup
 from benchmarks.peers import OURS, Setting, Unavailable, prepare
 from benchmarks.subjects import Subject, load_subject
 
@@ -105,9 +105,9 @@ def test_a_run_as_json_and_as_a_table(llama):
 
 def test_other_tokens_are_found(llama):
     setting = Setting()
-    tokens = np.array([[1, 2, 3]])
+    tokens, contestant = np.array([[1, 2, 3]]), prepare("jax", llama, setting)
     entries = [
-        contest.Entry(_Named(name), name, setting, lambda _: contest.Turn(0, tokens), tokens=chosen)
+        contest.Entry(name, contestant, name, setting, lambda _: contest.Turn(0, tokens), tokens=chosen)
         for name, chosen in {"ours": tokens, "theirs": np.array([[1, 9, 3]])}.items()
     ]
     found = contest.different_tokens(entries)
@@ -115,8 +115,35 @@ def test_other_tokens_are_found(llama):
     assert contest.agreement(entries[1], entries) == pytest.approx(2 / 3)
 
 
-class _Named:
-    weight_bytes = 0
+def test_long_texts_are_compared_block_by_block(mistral):
+    setting = Setting(capacity=80)
+    record = memory.measure(mistral, ["jax"], [setting], tokens=48, block=16)
+    assert record.different == []
+    ours, theirs = record.rows
+    assert len(ours["tokens_per_second"]) == len(theirs["ours_is_times"]) == 2
+    assert len(ours["grown_bytes"]) == 3
+    assert "window 16, 48 tokens in blocks of 16" in memory.table(record)
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+
+def test_first_tokens_of_processes():
+    record = startup.measure("llama-tiny", [], rounds=1, threads=1, is_cold=True)
+    reading, ours = record.rows
+    assert reading["times_reading"] == [1]
+    assert ours["seconds"][0] > reading["seconds"][0]
+    assert record.settings["cold"]
+
+
+def test_judgements_say_what_is_missed():
+    results = {
+        "rows": [
+            {"name": "systolic f32", "of_bandwidth": [0.9, 0.95, 0.91]},
+            {"name": "llama.cpp, f32", "ours_is_times": [1.1, 1.3, 1.15]},
+        ]
+    }
+    shown = judged.table({"f32": [asdict(judgement) for judgement in judged.judge_f32(results)]})
+    assert shown.splitlines()[2:] == [
+        "| f32 decode, of the bandwidth | ≥ 0.9  | 0.91 (0.90 to 0.95)  | met |",
+        "| f32 decode ÷ llama.cpp, f32 | ≥ 1.2 × | 1.15 (1.10 to 1.30) × | missed |",
+    ]
+    at_most = judged.Judgement("µs", 100, [90, 120, 80], "µs", at_least=False)
+    assert at_most.cells[-1] == "met"

@@ -121,7 +121,8 @@ def gguf_path(subject: Subject, dtype: str) -> Path:
     return folder / f"{subject.name}-{dtype}-{digest.hexdigest()[:12]}.gguf"
 
 
-def prepare(subject: Subject, setting: Setting) -> LlamaCpp:
+def file_of(subject: Subject, setting: Setting) -> Path:
+    """The subject as a GGUF file, written if it is not there; ``Unavailable`` if it cannot be."""
     if subject.config["model_type"] != "llama":
         reason = "its Llama has no sliding window" if subject.window else "a file is written for Llamas only"
         raise Unavailable(reason)
@@ -133,4 +134,8 @@ def prepare(subject: Subject, setting: Setting) -> LlamaCpp:
         partial = path.with_suffix(".partial")
         gguf_file.write_gguf(subject, setting.dtype, partial)
         partial.replace(path)
-    return LlamaCpp(path, subject, setting)
+    return path
+
+
+def prepare(subject: Subject, setting: Setting) -> LlamaCpp:
+    return LlamaCpp(file_of(subject, setting), subject, setting)
