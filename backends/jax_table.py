@@ -213,6 +213,7 @@ JAX: dict[str, Callable[..., Any]] = {
     "shift_right": jnp.right_shift,
     "where": jnp.where,
     "cast": lambda x, dtype: x.astype(DTYPES[dtype]),
+    "bitcast": lambda x, dtype: jax.lax.bitcast_convert_type(x, DTYPES[dtype]),
     "reshape": lambda x, shape: jnp.reshape(x, shape),
     "transpose": lambda x, permutation: jnp.transpose(x, permutation),
     "broadcast_to": lambda x, shape: jnp.broadcast_to(x, shape),

@@ -11,7 +11,7 @@ from ..ir.types import DTYPES, dtype_name
 
 _TYPE_SOURCES = {"bf16": "bfloat16", "bool": "np.bool_"}
 _LISTED_ELEMENTS = 64  # arrays beyond this are written as bytes, not as numbers
-_WEAK_DTYPES = ("f64", "f32", "f16", "i64", "i32", "i8", "u32", "u8")  # bf16 * 0.5 would become f32
+_WEAK_DTYPES = ("f64", "f32", "f16", "i64", "i32", "i8", "u32", "u16", "u8")  # bf16 * 0.5 would become f32
 
 
 def quoted(text: str) -> str:

@@ -159,6 +159,10 @@ def _cast(emission: Emission, node: Node, x: str) -> str:
     return f"{x}.astype({dtype_source(node.tensor.dtype)})"
 
 
+def _bitcast(emission: Emission, node: Node, x: str) -> str:
+    return f"{x}.view({dtype_source(node.tensor.dtype)})"
+
+
 def _reshape(emission: Emission, node: Node, x: str) -> str:
     return f"{x}.reshape({', '.join(map(str, node.tensor.static_shape)) or '()'})"
 
@@ -253,6 +257,7 @@ EXPRESSIONS: dict[str, Expression] = {
     "logical_not": _prefix("~"),
     **{name: _operator(symbol) for name, symbol in _OPERATORS.items()},
     "cast": _cast,
+    "bitcast": _bitcast,
     "reshape": _reshape,
     "transpose": _transpose,
     "slice": _slice,

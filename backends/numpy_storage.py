@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..ir.graph import Graph, Node
 
-_VIEWS = ("reshape", "transpose", "slice", "broadcast_to")
+_VIEWS = ("reshape", "transpose", "slice", "broadcast_to", "bitcast")
 _BORROWED = ("input", "parameter", "constant")
 
 

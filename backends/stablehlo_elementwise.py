@@ -79,6 +79,10 @@ def _cast(block: Block, node: Node, x: Value) -> Value:
     return block.convert(x, node.tensor.dtype)
 
 
+def _bitcast(block: Block, node: Node, x: Value) -> Value:
+    return block.call(f"stablehlo.bitcast_convert {x}", (x,), node.tensor)
+
+
 ELEMENTWISE: dict[str, Lowering] = {
     "negative": _unary("negate"),
     "absolute": _absolute,
@@ -113,4 +117,5 @@ ELEMENTWISE: dict[str, Lowering] = {
     "greater_equal": _comparison("GE"),
     "where": _where,
     "cast": _cast,
+    "bitcast": _bitcast,
 }

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 ELEMENT_TYPES = {
     **{name: name for name in DTYPES},
     "u32": "ui32",
+    "u16": "ui16",
     "u8": "ui8",
     "bool": "i1",
 }

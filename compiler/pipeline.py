@@ -13,7 +13,9 @@ from ..ir.graph import Graph
 from ..ir.interpret import interpret
 from ..ir.types import DTYPES, FLOATS
 from ..ir.verify import verify
+from .derive import choose_forms
 from .passes.fold_constants import fold_constants
+from .passes.narrow_states import narrow_states
 from .passes.route import route
 from .passes.share import share
 from .passes.simplify import simplify
@@ -26,6 +28,20 @@ PASSES: tuple[Pass, ...] = (
     route,  # after simplify, which brings transposed weights into the letters of contractions
     share,  # last: what was simplified is more often equal
 )
+
+
+def passes_with(state_dtype: str, strategy: str = "auto") -> tuple[Pass, ...]:
+    """The passes for a model whose states, chosen by ``strategy``, are kept as ``state_dtype``."""
+    if state_dtype == "f32":
+        return PASSES
+
+    def narrow(graph: Graph) -> Graph:
+        reads_past = any(node.op.name == "history" for node in graph.nodes)
+        kept = choose_forms(graph, strategy)[0].plan.histories if reads_past else ()
+        return narrow_states(graph, {node.name for node in kept}, state_dtype)
+
+    narrow.__name__ = narrow_states.__name__
+    return (*PASSES, narrow)
 
 
 @dataclass(frozen=True)

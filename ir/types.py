@@ -26,12 +26,13 @@ DTYPES: dict[str, np.dtype] = {
     "i32": np.dtype(np.int32),
     "i8": np.dtype(np.int8),
     "u32": np.dtype(np.uint32),
+    "u16": np.dtype(np.uint16),
     "u8": np.dtype(np.uint8),
     "bool": np.dtype(np.bool_),
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOATS = ("f64", "f32", "f16", "bf16")
-INTEGERS = ("i64", "i32", "i8", "u32", "u8")
+INTEGERS = ("i64", "i32", "i8", "u32", "u16", "u8")
 
 
 def dtype_name(dtype: np.dtype | type) -> str:

@@ -40,7 +40,7 @@ from .sampling.filters import Temperature, TopK, TopP
 from .sampling.programs import loop_program
 
 MANIFEST = "manifest.json"
-FORMAT = 3
+FORMAT = 4
 _TEXT_FILES = (
     "config.json",
     "generation_config.json",
@@ -67,7 +67,7 @@ def write_compiled(
 
     ``more``: texts to write beside, by their paths inside of ``out``.
     """
-    stages = run_passes(model.for_texts_up_to(options.capacity).graph)
+    stages = run_passes(model.for_texts_up_to(options.capacity).graph, options.passes)
     source = DerivedPrograms(stages[-1].graph, options)
     programs = _programs(source, options)
     with new_directory(out) as folder:
@@ -159,7 +159,7 @@ def _copy_checkpoint(model: Model, folder: Path, copy_weights: bool) -> None:
 
 def _options_to_json(options: Options) -> dict[str, Any]:
     """What the programs depend on; backend and cache are the choice of whoever runs them."""
-    names = ("batch", "capacity", "chunk", "state", "source_capacity")
+    names = ("batch", "capacity", "chunk", "state", "state_dtype", "source_capacity")
     values = {name: getattr(options, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 

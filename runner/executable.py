@@ -162,7 +162,7 @@ class Executable:
         """The same model with another graph, and the weights that it has beside those of this one."""
         known = ChainMap(dict(weights), self.model.weights or {})  # type: ignore[arg-type]  # only read
         model = replace(self.model, graph=graph, weights=known)
-        source = DerivedPrograms(run_passes(graph)[-1].graph, self.options)
+        source = DerivedPrograms(run_passes(graph, self.options.passes)[-1].graph, self.options)
         made = Executable(model, self.options, self.backend, source)
         more = {name: self.backend.place(array) for name, array in weights.items()}
         made.__dict__["parameters"] = {**self.parameters, **more}
@@ -372,6 +372,7 @@ def compile(
     capacity: int | None = None,
     chunk: int | None = None,
     state: str = "auto",
+    state_dtype: str = "f32",
     cache_directory: str | Path | None = None,
     adapters: Mapping[str, str | Path] | None = None,
 ) -> Executable:
@@ -379,7 +380,8 @@ def compile(
 
     ``batch`` rows run side by side with up to ``capacity`` positions each (default: the model's
     context, at most 1024; 256 for a bare graph); prompts are read in chunks of up to ``chunk``;
-    ``state`` is auto (a minimum cut), sources or tokens. ``adapters`` are directories as the peft library
+    ``state`` is auto (a minimum cut), sources or tokens; ``state_dtype`` is what the past is kept as: f32,
+    bf16, f16, or int8 with a scale for each vector. ``adapters`` are directories as the peft library
     writes them, by names that ``generate(…, adapter=NAME)`` and its relatives choose from, for each row.
     Raises ``SystolicError`` for a bad option.
     """
@@ -389,7 +391,7 @@ def compile(
     if adapters:
         model = with_adapters(model, adapters)
     cache = None if cache_directory is None else Path(cache_directory)
-    options = options_for(model, backend, batch, capacity, chunk, state, cache)
+    options = options_for(model, backend, batch, capacity, chunk, state, cache, state_dtype)
     model = model.for_texts_up_to(options.capacity)
-    final = run_passes(model.graph)[-1].graph
+    final = run_passes(model.graph, options.passes)[-1].graph
     return Executable(model, options, backend_named(backend, cache), DerivedPrograms(final, options))

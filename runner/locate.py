@@ -41,6 +41,7 @@ def open_executable(
     batch: int | None = None,
     capacity: int | None = None,
     state: str | None = None,
+    state_dtype: str | None = None,
     dtype: str | None = None,
     adapters: Sequence[Path] = (),
     choices: Mapping[str, Path] | None = None,
@@ -52,7 +53,8 @@ def open_executable(
     """
     choices = dict(choices or {})
     if is_compiled(name) and not adapters and not choices:
-        chosen = {"batch": batch, "capacity": capacity, "state": state, "dtype": dtype}
+        chosen = {"batch": batch, "capacity": capacity, "state": state, "state_dtype": state_dtype}
+        chosen["dtype"] = dtype
         return open_compiled(Path(name), backend, chosen)
     prompts = [directory for directory in adapters if read_adapter(directory).prompt is not None]
     if len(prompts) > 1:
@@ -62,8 +64,15 @@ def open_executable(
     if is_compiled(name):
         raise SystolicError(f"{name} is no checkpoint, and only one takes an adapter")
     model = open_model(name, capacity, dtype, [one for one in adapters if one not in prompts])
-    batch, state = 1 if batch is None else batch, state or "auto"
-    return compile(model, backend=backend, batch=batch, capacity=capacity, state=state, adapters=choices)
+    return compile(
+        model,
+        backend=backend,
+        batch=1 if batch is None else batch,
+        capacity=capacity,
+        state=state or "auto",
+        state_dtype=state_dtype or "f32",
+        adapters=choices,
+    )
 
 
 def only_adapter(model: Model) -> str | None:

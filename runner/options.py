@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..compiler.derive.states import STRATEGIES
+from ..compiler.pipeline import Pass, passes_with
 from ..ir.errors import SystolicError
 from ..models.load import Model
 from .sampling import is_integer
@@ -23,7 +24,8 @@ class Options:
 
     ``batch`` rows run side by side, each with up to ``capacity`` positions; prompts are read in
     chunks of up to ``chunk`` positions; ``state`` says how the states are chosen (auto, sources,
-    tokens). The source of an encoder-decoder can have ``source_capacity`` positions (None: as many
+    tokens), ``state_dtype`` what the past is kept as (f32, bf16, f16, int8; recurrent states stay f32).
+    The source of an encoder-decoder can have ``source_capacity`` positions (None: as many
     as a row). ``cache_directory`` keeps compiled programs from run to run, None the default place.
     """
 
@@ -34,6 +36,7 @@ class Options:
     state: str = "auto"
     cache_directory: Path | None = None
     source_capacity: int | None = None
+    state_dtype: str = "f32"
 
     def __post_init__(self) -> None:
         for name in ("batch", "capacity", "chunk", "source_capacity"):
@@ -46,6 +49,11 @@ class Options:
             raise SystolicError(f"state must be one of {', '.join(STRATEGIES)}, not {self.state!r}")
         if self.chunk > self.capacity:
             raise SystolicError(f"a chunk of {self.chunk} is longer than the capacity of {self.capacity}")
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """What a graph goes through before programs are derived from it."""
+        return passes_with(self.state_dtype, self.state)
 
     @property
     def chunks(self) -> tuple[int, ...]:
@@ -76,6 +84,7 @@ def options_for(
     chunk: int | None = None,
     state: str = "auto",
     cache_directory: Path | None = None,
+    state_dtype: str = "f32",
 ) -> Options:
     """The options for a model; a capacity or chunk that is not given follows from its context.
 
@@ -86,7 +95,8 @@ def options_for(
         if not model.is_bounded and model.shortest_like is None:
             capacity = max(capacity, GRAPH_CAPACITY)
     chunk = min(capacity, DEFAULT_CHUNK) if chunk is None else chunk
-    options = Options(backend, batch, capacity, chunk, state, cache_directory, model.source_length)
+    source = model.source_length
+    options = Options(backend, batch, capacity, chunk, state, cache_directory, source, state_dtype)
     if capacity > model.context_length and model.is_bounded:
         limit = f"the {model.context_length} positions that {model.name} has"
         raise SystolicError(f"a capacity of {capacity} is more than {limit}")

@@ -23,7 +23,7 @@ class Stages:
     """What can be shown of a model; ``chunk`` is the length that the user asked for, if any."""
 
     def __init__(self, model: Model, options: Options, chunk: int | None) -> None:
-        stages = run_passes(model.for_texts_up_to(options.capacity).graph)
+        stages = run_passes(model.for_texts_up_to(options.capacity).graph, options.passes)
         self.last_pass = stages[-1].name  # programs are derived from it
         self.passes: dict[str, Stage] = {stage.name: stage for stage in stages}
         self.passes |= _other_form(stages[-1].graph)

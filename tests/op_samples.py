@@ -173,6 +173,11 @@ def _choice_samples() -> list[Sample]:
     for dtype in ("u32", "u8"):
         samples.append(Sample("cast", f"f32 to {dtype}", (floats[2:],), {"dtype": dtype}))
         samples.append(Sample("cast", f"i32 to {dtype}", (ints,), {"dtype": dtype}))
+    samples.append(Sample("cast", "f32 to u16", (floats[2:],), {"dtype": "u16"}))
+    samples.append(Sample("bitcast", "bf16 as u16", (floats.astype(BF16),), {"dtype": "u16"}))
+    words = _array([[0, 0x3F80, 0xC000]], np.uint16)
+    samples.append(Sample("bitcast", "u16 as bf16", (words,), {"dtype": "bf16"}))
+    samples.append(Sample("bitcast", "f32 as i32", (floats,), {"dtype": "i32"}))
     samples.append(Sample("cast", "bf16 to f32", (floats.astype(BF16),), {"dtype": "f32"}))
     samples.append(Sample("cast", "rounding", (random(64),), {"dtype": "bf16"}))
     samples.append(Sample("cast", "wrapping", (_array([300, -300], np.int32),), {"dtype": "i8"}))

@@ -16,7 +16,7 @@ from ...ir.graph import Graph
 from ..derive import Form, choose_forms, derive_cheapest, derive_chunk, derive_score
 from ..program import Program, State
 from .region_cost import Costs, Machine
-from .regions import Region, are_siblings, join_attention, join_siblings, regions_of
+from .regions import Region, are_siblings, counted_bytes, join_attention, join_siblings, regions_of
 from .targets import DTYPE_BYTES, Target
 
 PHASES = ("decode", "prefill")
@@ -106,7 +106,8 @@ def plan_program(
     graph: Graph, target: Target, *, context: int, phase: str = "decode", dtype: str = "bf16"
 ) -> Plan:
     """The program of ``graph`` that reads one token behind ``context - 1`` others (decode), or ``context``
-    tokens at once (prefill), as regions; weights, states and values are counted as ``dtype``.
+    tokens at once (prefill), as regions; weights, states and values are counted as ``dtype``, but for those
+    that are narrower in the graph.
 
     Raises ``SystolicError`` for another phase or dtype, and where the model cannot be decoded.
     """
@@ -143,7 +144,7 @@ def _chunk_program(graph: Graph, forms: tuple[Form, ...], chunk: int, context: i
 
 
 def _row_bytes(states: Iterable[State], float_bytes: int) -> float:
-    return sum(s.type.size / _ROWS * (float_bytes if s.type.dtype == "f32" else 4) for s in states)
+    return sum(counted_bytes(state.type, float_bytes) / _ROWS for state in states)
 
 
 def most_rows(plan: Plan) -> int | None:

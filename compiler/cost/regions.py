@@ -3,7 +3,8 @@
 A contraction, a gather, a scan or a loop opens a region. Whatever is computed element by element joins the
 region that makes its latest operand: biases, activations, residual sums and norms are epilogues of the
 matmul before them. What comes behind a reduction (a norm's scaled vector) is not written but computed again
-by whoever reads it, from the vector itself and the reduced number: a prologue of the next matmul.
+by whoever reads it, from the vector itself and the reduced number: a prologue of the next matmul. So is a
+state that is kept in fewer bits made wider by whoever reads it.
 
 All amounts are linear in the number of rows, so that one derived program tells the cost of every batch.
 """
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from ...ir.graph import Graph, Node
 from ...ir.op import Work
 from ...ir.ops.linear import letter_sizes, split_subscripts
-from ...ir.types import FLOATS, TensorType
+from ...ir.types import DTYPES, FLOATS, TensorType
 from ..program import STATE_PREFIX, Program
 from .targets import DTYPE_BYTES
 
@@ -25,6 +26,13 @@ _VIEWS = frozenset(("reshape", "transpose", "slice", "broadcast_to", "part"))
 _REDUCTIONS = frozenset(("sum", "max", "min", "argmax", "cumulative_sum"))
 _PRODUCTS = frozenset(("contraction", "routed_contraction"))
 _JOINING = _REDUCTIONS | {"softmax", "concatenate", "write_rows"}
+
+
+def counted_bytes(type_: TensorType, float_bytes: int) -> int:
+    """Bytes of a value where floats are counted as ``float_bytes`` each, unless they are narrower."""
+    if type_.dtype not in FLOATS:
+        return type_.bytes
+    return type_.size * min(float_bytes, DTYPES[type_.dtype].itemsize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +138,7 @@ class _Partition:
         self._base: dict[Node, Node] = {}  # what a view shows
         self._varying: set[Node] = set(self._graph.inputs)
         self._again: set[Node] = set()  # computed again by whoever reads it
+        self._widened: dict[Node, tuple[Node, ...]] = {}  # made of states alone: these, and what it takes
         for node in self._graph.nodes:
             self._place(node)
 
@@ -143,6 +152,11 @@ class _Partition:
         self._base[node] = bases[0] if is_view else node
         if node.op.kind == "source" or is_view or node not in self._varying:
             return
+        changing = [base for base in bases if base in self._varying]
+        if node.op.kind == "elementwise" and all(self._widening(base) for base in changing):
+            before = dict.fromkeys(n for base in changing for n in self._widening(base))
+            self._widened[node] = (*before, node)
+            return
         makers = [self._home[base] for base in bases if base in self._home]
         if node.op.kind != "elementwise" and node.op.name not in _JOINING:
             self._drafts.append(_Draft(node, _kind(node)))
@@ -154,6 +168,10 @@ class _Partition:
             behind = [b for b in bases if self._home.get(b) == home]
             if any(b in self._again or b.op.name in _REDUCTIONS for b in behind):
                 self._again.add(node)
+
+    def _widening(self, base: Node) -> tuple[Node, ...]:
+        """The states that are read where ``base`` is, and what makes it of them; none if it is no state."""
+        return (base,) if _is_state(base) else self._widened.get(base, ())
 
     # ---- what moves ----
 
@@ -178,7 +196,7 @@ class _Partition:
             seen.add(node)
             if node in self._again:
                 pending += [self._base[s] for s in node.sources]
-            elif not _is_state(node):
+            elif not self._widening(node):
                 yield node
 
     def _region(self, index: int, draft: _Draft, needed: set[Node]) -> Region:
@@ -199,7 +217,7 @@ class _Partition:
         )
 
     def _bytes(self, type_: TensorType) -> int:
-        return type_.size * self._float_bytes if type_.dtype in FLOATS else type_.bytes
+        return counted_bytes(type_, self._float_bytes)
 
     def _amount(self, node: Node, total: float) -> Amount:
         return Amount(per_row=total / self._rows) if node in self._varying else Amount(fixed=total)
@@ -210,7 +228,9 @@ class _Partition:
 
     def _work(self, draft: _Draft) -> Amount:
         total = Amount()
-        for node in draft.nodes:
+        bases = (self._base[source] for node in draft.nodes for source in node.sources)
+        widening = (node for base in bases for node in self._widening(base) if not _is_state(node))
+        for node in (*draft.nodes, *widening):
             work = _work_of(node)
             operations = work.elementwise
             if node.op.name not in _PRODUCTS:
@@ -232,8 +252,8 @@ class _Partition:
                 base = self._base[source]
                 if node.op.name == "write_rows":
                     continue
-                if _is_state(base):
-                    total += self._amount(node, self._bytes(base.tensor))
+                read = filter(_is_state, self._widening(base))
+                total += self._amount(node, sum(self._bytes(state.tensor) for state in read))
             if node.op.name == "write_rows":
                 total += self._amount(node, self._bytes(node.sources[1].tensor))
         return total
@@ -274,7 +294,7 @@ class _Partition:
     def _class(self, base: Node) -> str:
         if base not in self._varying:
             return "weights"
-        return "state" if _is_state(base) else "activations"
+        return "state" if self._widening(base) else "activations"
 
 
 def _is_state(node: Node) -> bool:

@@ -39,7 +39,7 @@ class Rule:
 
 Vectorise = Callable[[Rule, list[Placed]], Placed]
 
-_KEEP_ZERO = {"negative", "absolute", "sqrt", "tanh", "sin", "erf", "floor", "cast"}
+_KEEP_ZERO = {"negative", "absolute", "sqrt", "tanh", "sin", "erf", "floor", "cast", "bitcast"}
 _KEEP_FINITE = _KEEP_ZERO | {
     "add", "subtract", "multiply", "maximum", "minimum", "where", "sigmoid", "cos",
     "equal", "not_equal", "less", "less_equal", "greater", "greater_equal",

@@ -25,6 +25,7 @@ from ...ir.graph import Graph, Node
 from ...ir.time import Access, window_access
 from ...ir.types import Past
 from ..measures import OPERATIONS_PER_BYTE
+from ..passes.narrow_states import rounded_from
 from .sources import constants_read
 
 STRATEGIES = ("auto", "sources", "tokens")
@@ -215,7 +216,12 @@ def _explain(node: Node, served: Mapping[Node, tuple[Node, ...]], strategy: str,
     window = "prefix" if any(_dimension(h).window is None for h in readers) else "window"
     if strategy == "sources":
         return f"read through a {window}; kept as it is read, as asked"
-    kept = node.tensor.bytes
+    kept, rounded = node.tensor.bytes, rounded_from(node)
+    if rounded is not None:
+        parts = {part for stored in served.values() for part in stored if rounded_from(part) is rounded}
+        kept = sum(part.tensor.bytes for part in parts)
+        bytes_ = f"{kept:,} bytes per position instead of {rounded.tensor.bytes:,}"
+        return f"read through a {window}; {rounded.name} is rounded: {bytes_}"
     if node.name in sources:
         bytes_ = f"{node.tensor.bytes:,} bytes per position"
         return f"read through a {window}; {bytes_}, and no stream before it is cheaper to keep"

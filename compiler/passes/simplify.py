@@ -6,6 +6,9 @@
     %b = transpose(%a, permutation=(1, 0))  →     (gone)
     %c = contraction(%x, %b, "d,pd->p")          %c = contraction(%x, %a, "d,dp->p")
 
+    %b = transpose(%a, permutation=(1, 0))  →     %d = cast(%a, dtype="f32")
+    %c = cast(%b, dtype="f32")                    %c = transpose(%d, permutation=(1, 0))
+
     %b = concatenate(%x, %y, axis=0)        →     (gone, if nothing else reads it)
     %c = slice(%b, starts=(4,), limits=(8,))      %y, where that is just what the slice reads
 
@@ -66,6 +69,18 @@ def _transpose(node: Node) -> Node | None:
     return _again(node, x.sources[0], permutation=tuple(inner[axis] for axis in order))
 
 
+def _turned_before(node: Node) -> Node | None:
+    """What is elementwise is done before its operands, all of them, are transposed in one way."""
+    orders = {source.params["permutation"] for source in node.sources if source.op.name == "transpose"}
+    if len(orders) != 1 or any(source.op.name != "transpose" for source in node.sources):
+        return None
+    made = make_node(node.op, (source.sources[0] for source in node.sources), node.params)
+    before = replace(made, name=f"{node.name}.{node.op.name}", scope=node.scope, location=node.location)
+    first = node.sources[0]
+    turned = make_node(first.op, (before,), first.params)
+    return replace(turned, name=node.name, scope=node.scope, location=node.location)
+
+
 def _contraction(node: Node) -> Node | None:
     """Letters take the place of a transposed operand."""
     terms = list(split_subscripts(node.params["subscripts"]))
@@ -111,6 +126,14 @@ def _is_scalar(node: Node, value: float) -> bool:
     )
 
 
+def _cast(node: Node) -> Node | None:
+    return _identity(node) or _turned_before(node)
+
+
+def _multiply(node: Node) -> Node | None:
+    return _neutral(1, either_side=True)(node) or _turned_before(node)
+
+
 def _neutral(value: float, either_side: bool) -> Rule:
     def rule(node: Node) -> Node | None:
         x, y = node.sources
@@ -126,9 +149,10 @@ RULES: dict[str, Rule] = {
     "transpose": _transpose,
     "contraction": _contraction,
     "slice": _slice,
-    "cast": _identity,
+    "cast": _cast,
+    "bitcast": _turned_before,
     "broadcast_to": _identity,
-    "multiply": _neutral(1, either_side=True),
+    "multiply": _multiply,
     "add": _neutral(0, either_side=True),
     "subtract": _neutral(0, either_side=False),
     "divide": _neutral(1, either_side=False),

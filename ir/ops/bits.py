@@ -1,11 +1,11 @@
-"""Ops on the bits of integers: random numbers from counters are made of them. Shapes broadcast."""
+"""Ops on bits: random numbers from counters are made of them. Shapes broadcast."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ..op import define, per_element
-from ..types import INTEGERS
+from ..op import TypeMismatch, define, no_work, per_element
+from ..types import DTYPES, INTEGERS, TensorType
 from .elementwise import elementwise
 
 Array = np.ndarray
@@ -41,3 +41,17 @@ def shift_left(x: Array, y: Array) -> Array:
 def shift_right(x: Array, y: Array) -> Array:
     """x divided by 2 to the power y and rounded down: a signed x keeps its sign"""
     return np.right_shift(x, y)
+
+
+def _bitcast_type(x: TensorType, *, dtype: str) -> TensorType:
+    if dtype not in DTYPES:
+        raise TypeMismatch(f"dtype {dtype!r} is unknown; known: {', '.join(DTYPES)}")
+    if DTYPES[dtype].itemsize != DTYPES[x.dtype].itemsize or "bool" in (dtype, x.dtype):
+        raise TypeMismatch(f"the bits of {x} are no {dtype}: both need as many")
+    return x.with_dtype(dtype)
+
+
+@define(_bitcast_type, no_work, kind="elementwise")
+def bitcast(x: Array, *, dtype: str) -> Array:
+    """the bits of x, read as a ``dtype`` of as many bits"""
+    return x.view(DTYPES[dtype])

@@ -18,6 +18,10 @@ ModelArgument = Annotated[
 ]
 Backend = Annotated[str, typer.Option(help="Where programs run: xla or numpy.")]
 State = Annotated[str | None, typer.Option(help="How states are chosen: auto, sources or tokens.")]
+StateDtype = Annotated[
+    str | None,
+    typer.Option(help="How the past is kept: f32 (default), bf16, f16, int8. Recurrent states stay f32."),
+]
 Capacity = Annotated[
     int | None, typer.Option(help="Positions that a text can have (default: the model's, at most 1024).")
 ]

@@ -14,7 +14,7 @@ import typer
 
 from ...ir.errors import SystolicError
 from . import sampling_options as options
-from .arguments import DEFAULT_MODEL, Adapter, Backend, Capacity, Dtype, ModelArgument, State
+from .arguments import DEFAULT_MODEL, Adapter, Backend, Capacity, Dtype, ModelArgument, State, StateDtype
 
 if TYPE_CHECKING:
     from ..conversation import Conversation
@@ -48,6 +48,7 @@ def chat(
     state: State = None,
     capacity: Capacity = None,
     dtype: Dtype = None,
+    state_dtype: StateDtype = None,
     adapter: Adapter = None,
 ) -> None:
     """Talks with a model; /help in the conversation lists what else can be done."""
@@ -55,7 +56,13 @@ def chat(
     from ..locate import only_adapter, open_executable
 
     executable = open_executable(
-        model, backend, capacity=capacity, state=state, dtype=dtype, adapters=adapter or ()
+        model,
+        backend,
+        capacity=capacity,
+        state=state,
+        state_dtype=state_dtype,
+        dtype=dtype,
+        adapters=adapter or (),
     )
     settings = options.sampling_settings(
         executable.model,

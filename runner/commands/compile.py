@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .arguments import DEFAULT_MODEL, Batch, Capacity, Dtype, ModelArgument, State
+from .arguments import DEFAULT_MODEL, Batch, Capacity, Dtype, ModelArgument, State, StateDtype
 
 if TYPE_CHECKING:
     from ...models.load import Model
@@ -24,6 +24,7 @@ def compile_model(
     batch: Batch = None,
     capacity: Capacity = None,
     dtype: Dtype = None,
+    state_dtype: StateDtype = None,
     chunk: Annotated[int | None, typer.Option(help="The longest piece that a prompt is read in.")] = None,
     state: State = None,
     target: Annotated[
@@ -47,7 +48,14 @@ def compile_model(
     from ..options import options_for
 
     subject = open_model(model, capacity, dtype)
-    options = options_for(subject, batch=batch or 1, capacity=capacity, chunk=chunk, state=state or "auto")
+    options = options_for(
+        subject,
+        batch=batch or 1,
+        capacity=capacity,
+        chunk=chunk,
+        state=state or "auto",
+        state_dtype=state_dtype or "f32",
+    )
     more = _compiled_for(subject, options, target, lenient, temporaries) if target else None
     write_compiled(subject, options, out, copy_weights=copy_weights, more=more)
 
@@ -64,7 +72,9 @@ def _compiled_for(
     from .tpu_files import tpu_files, tpu_table
 
     machine = parse_target(target)
-    source = DerivedPrograms(run_passes(model.for_texts_up_to(options.capacity).graph)[-1].graph, options)
+    source = DerivedPrograms(
+        run_passes(model.for_texts_up_to(options.capacity).graph, options.passes)[-1].graph, options
+    )
     texts, reports = compile_reports(
         [source.chunk(size) for size in dict.fromkeys((1, options.chunk))], machine
     )

@@ -12,7 +12,7 @@ import typer
 
 from ...ir.errors import SystolicError
 from ..files import write_file
-from .arguments import Json
+from .arguments import Json, StateDtype
 from .table import aligned
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def cost(
         typer.Option("--matmul", metavar="M,K,N", help="Only lhs [M, K] · rhs [K, N], of these sizes."),
     ] = None,
     dtype: Annotated[str, typer.Option(help="bf16, f16, f32 or int8.")] = "bf16",
+    state_dtype: StateDtype = None,
     target: Annotated[str, typer.Option(help="A name from `systolic targets`, or a TOML file.")] = "tpu-v5e",
     batch: Annotated[int, typer.Option(help="Rows that run side by side.")] = 1,
     context: Annotated[int, typer.Option(help="Positions of each row, the new ones included.")] = 1024,
@@ -72,14 +73,15 @@ def cost(
     if matmul is not None:
         _cost_of_matmul(matmul, dtype, target, array, dataflow, scalesim_compatible, trace, animate, as_json)
     elif model is not None and compare_xla:
-        _compared_with_xla(model, dtype, target, batch, context, phase, as_json)
+        _compared_with_xla(model, dtype, state_dtype, target, batch, context, phase, as_json)
     elif model is not None:
-        _cost_of_model(model, dtype, target, batch, context, phase, by, plot, as_json)
+        _cost_of_model(model, dtype, state_dtype, target, batch, context, phase, by, plot, as_json)
 
 
 def _cost_of_model(
     model: str,
     dtype: str,
+    state_dtype: str | None,
     target: str,
     batch: int,
     context: int,
@@ -91,12 +93,12 @@ def _cost_of_model(
     from ...compiler.cost import load_target
     from ...compiler.cost.matmul import DTYPE_NAMES
     from ...compiler.cost.prediction import Plan, crossover_rows, most_rows, plan_program, predict
-    from ...compiler.pipeline import run_passes
+    from ...compiler.pipeline import passes_with, run_passes
     from ..locate import open_model
     from .predictions import prediction_json, prediction_table, write_plots
 
     machine = load_target(target)
-    final = run_passes(open_model(model, context).graph)[-1].graph
+    final = run_passes(open_model(model, context).graph, passes_with(state_dtype or "f32"))[-1].graph
 
     def planned(positions: int) -> Plan:
         name = DTYPE_NAMES.get(dtype, dtype)
@@ -114,7 +116,14 @@ def _cost_of_model(
 
 
 def _compared_with_xla(
-    model: str, dtype: str, target: str, batch: int, context: int, phase: str, as_json: bool
+    model: str,
+    dtype: str,
+    state_dtype: str | None,
+    target: str,
+    batch: int,
+    context: int,
+    phase: str,
+    as_json: bool,
 ) -> None:
     """The prediction of one phase beside the cycles that the TPU compiler estimates for the same program."""
     from dataclasses import replace
@@ -123,7 +132,7 @@ def _compared_with_xla(
     from ...compiler.cost import load_target
     from ...compiler.cost.comparison import compare
     from ...compiler.cost.prediction import plan_program, predict
-    from ...compiler.pipeline import run_passes
+    from ...compiler.pipeline import passes_with, run_passes
     from ..locate import open_model
     from ..options import options_for
     from ..programs import DerivedPrograms
@@ -134,7 +143,7 @@ def _compared_with_xla(
         raise SystolicError(f"--compare-xla compiles weights as f32, bf16 or f16, not {dtype!r}")
     machine = parse_target(target)
     subject = open_model(model, context, dtype)
-    final = run_passes(subject.for_texts_up_to(context).graph)[-1].graph
+    final = run_passes(subject.for_texts_up_to(context).graph, passes_with(state_dtype or "f32"))[-1].graph
     plan = plan_program(final, load_target(machine.name), context=context, phase=phase, dtype=dtype)
     found = predict(plan, batch)
     chunk = 1 if phase == "decode" else context

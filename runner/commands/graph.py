@@ -9,7 +9,7 @@ import typer
 
 from ...ir.errors import SystolicError
 from ..files import write_file
-from .arguments import DEFAULT_MODEL, Batch, Capacity, ModelArgument, State
+from .arguments import DEFAULT_MODEL, Batch, Capacity, ModelArgument, State, StateDtype
 
 if TYPE_CHECKING:
     from ..stages import Stages
@@ -63,6 +63,7 @@ def graph(
     capacity: Capacity = None,
     chunk: Chunk = None,
     state: State = None,
+    state_dtype: StateDtype = None,
 ) -> None:
     """Prints a model at one stage: a graph, its states, a program, emitted code, or what passes changed."""
     from ..locate import open_model
@@ -74,7 +75,14 @@ def graph(
 
     view = View("json" if as_json else format, full, tuple(expand or ()), grep, around, depth)
     subject = open_model(model, capacity)
-    options = options_for(subject, batch=batch or 1, capacity=capacity, chunk=chunk, state=state or "auto")
+    options = options_for(
+        subject,
+        batch=batch or 1,
+        capacity=capacity,
+        chunk=chunk,
+        state=state or "auto",
+        state_dtype=state_dtype or "f32",
+    )
     stages = Stages(subject, options, chunk)
     names = tuple(columns.split(",")) if columns else ()
     if view.format in FILES and out is None:

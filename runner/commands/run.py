@@ -14,7 +14,17 @@ import typer
 from ...ir.errors import SystolicError
 from ..files import read_text
 from . import sampling_options as options
-from .arguments import DEFAULT_MODEL, Adapter, Backend, Capacity, Dtype, Json, ModelArgument, State
+from .arguments import (
+    DEFAULT_MODEL,
+    Adapter,
+    Backend,
+    Capacity,
+    Dtype,
+    Json,
+    ModelArgument,
+    State,
+    StateDtype,
+)
 from .tracing import ForceOption, TraceOption, check_trace, write_trace
 
 if TYPE_CHECKING:
@@ -65,6 +75,7 @@ def run(
     state: State = None,
     capacity: Capacity = None,
     dtype: Dtype = None,
+    state_dtype: StateDtype = None,
     adapter: Adapter = None,
     json_schema: Annotated[Path | None, typer.Option(help="A file: the text is JSON of this schema.")] = None,
     regex: Annotated[str | None, typer.Option(help="The text matches this regular expression.")] = None,
@@ -86,7 +97,13 @@ def run(
     check_trace(trace, beams=beams, as_json=as_json, force=force)
     start = time.perf_counter()
     executable = open_executable(
-        model, backend, capacity=capacity, state=state, dtype=dtype, adapters=adapter or ()
+        model,
+        backend,
+        capacity=capacity,
+        state=state,
+        state_dtype=state_dtype,
+        dtype=dtype,
+        adapters=adapter or (),
     )
     ids = list(executable.prompt_ids(_prompt(prompt, prompt_ids)))
     record = Record(timings={"load_seconds": time.perf_counter() - start})

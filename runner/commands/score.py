@@ -13,7 +13,7 @@ import typer
 
 from ...ir.errors import SystolicError
 from ..files import read_text
-from .arguments import Adapter, Backend, Capacity, Dtype, Json, ModelArgument
+from .arguments import Adapter, Backend, Capacity, Dtype, Json, ModelArgument, StateDtype
 from .table import aligned
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def score(
     backend: Backend = "xla",
     capacity: Capacity = None,
     dtype: Dtype = None,
+    state_dtype: StateDtype = None,
     adapter: Adapter = None,
     as_json: Json = False,
 ) -> None:
@@ -41,7 +42,9 @@ def score(
     from ..locate import open_executable
 
     text = read_text(file)
-    executable = open_executable(model, backend, capacity=capacity, dtype=dtype, adapters=adapter or ())
+    executable = open_executable(
+        model, backend, capacity=capacity, state_dtype=state_dtype, dtype=dtype, adapters=adapter or ()
+    )
     if executable.inputs.source or source:
         report = _report(executable, text, *_score_target(executable, text, source), pieces=1)
     else:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ...ir.errors import SystolicError
-from .arguments import DEFAULT_MODEL, Backend, Capacity, Dtype, ModelArgument, State
+from .arguments import DEFAULT_MODEL, Backend, Capacity, Dtype, ModelArgument, State, StateDtype
 
 
 def serve(
@@ -38,6 +38,7 @@ def serve(
     state: State = None,
     capacity: Capacity = None,
     dtype: Dtype = None,
+    state_dtype: StateDtype = None,
     adapter: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=DIR", help="A peft adapter, called like a model; can be repeated."),
@@ -60,6 +61,7 @@ def serve(
         batch=rows,
         capacity=capacity,
         state=state,
+        state_dtype=state_dtype,
         dtype=dtype,
         choices=_named_adapters(adapter or ()),
     )

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ...ir.errors import SystolicError
-from .arguments import DEFAULT_MODEL, Batch, Capacity, ModelArgument, State
+from .arguments import DEFAULT_MODEL, Batch, Capacity, ModelArgument, State, StateDtype
 
 VIEWERS = ("page", "model-explorer")
 INSTALL = "pip install 'systolic[viewer]', or pip install ai-edge-model-explorer"
@@ -27,6 +27,7 @@ def view(
     batch: Batch = None,
     capacity: Capacity = None,
     state: State = None,
+    state_dtype: StateDtype = None,
 ) -> None:
     """Opens a model in the browser: in Google's Model Explorer if it is installed, else as a page."""
     from ..files import write_file
@@ -42,7 +43,9 @@ def view(
     if viewer == "model-explorer" and not is_installed:
         raise SystolicError(f"--in model-explorer needs Model Explorer: {INSTALL}")
     subject = open_model(model, capacity)
-    options = options_for(subject, batch=batch or 1, capacity=capacity, state=state or "auto")
+    options = options_for(
+        subject, batch=batch or 1, capacity=capacity, state=state or "auto", state_dtype=state_dtype or "f32"
+    )
     stages = Stages(subject, options, None)
     folder = Path(tempfile.mkdtemp(prefix="systolic-view-"))
     if viewer == "page" or not is_installed:
