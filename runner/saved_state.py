@@ -136,8 +136,8 @@ def _placed(
     array = None if stored is None else _from_stored(stored, DTYPES[type_.dtype])
     if array is None or array.shape != type_.static_shape or array.dtype != DTYPES[type_.dtype]:
         raise SystolicError(
-            f"{path} holds {found} for the {state.kind} {state.name}, and {type_} is expected; rings and "
-            "constants need the chunk and capacity that they were saved with"
+            f"{path} holds {found} for the {state.kind} {state.name}, and {type_} is expected; states "
+            "need the state_dtype, and rings and constants the chunk and capacity that they were saved with"
         )
     return executable.backend.place(array)
 

@@ -157,7 +157,10 @@ def recompute_cost(node: Node) -> float:
 
 
 def _storage_cost(node: Node) -> float:
-    return float(node.tensor.bytes) if node.tensor.is_static else float("inf")
+    if not node.tensor.is_static:
+        return float("inf")
+    # A bf16 costs a little more than its bits: XLA's CPU backend writes a whole state of them at each step.
+    return node.tensor.bytes + (2 / _UNITS if node.tensor.dtype == "bf16" else 0)
 
 
 def _recomputed(graph: Graph, demanded: Collection[Node]) -> frozenset[Node]:

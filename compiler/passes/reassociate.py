@@ -161,6 +161,8 @@ class _Reading:
         query = zip(self.query_term, piece.query.tensor.shape, strict=True)
         sizes = {letter: size for letter, size in query if letter != self.past}
         sizes |= dict(zip(piece.letters, piece.stream.tensor.static_shape, strict=True))
+        if not all(isinstance(size, int) for size in sizes.values()):
+            return None  # a past meets a past
         kept = self._query_letters(piece)
         before = math.prod(sizes.values())  # type: ignore[arg-type]
         after = math.prod(sizes[letter] for letter in kept) * operand.size  # type: ignore[misc]
