@@ -247,7 +247,7 @@ def test_the_command_line_keeps_what_it_is_told(cli, tmp_path):
     status, _, err = cli("compile", "shakespeare", "--out", out, "--capacity", 64, "--state-dtype", "int8")
     assert (status, err) == (0, "")
     states = json.loads((out / "manifest.json").read_text())["states"]
-    assert {state["value"] for state in states} == {"i8[2,32]", "f32[2,1]"}
+    assert {state["value"] for state in states} == {"i8[2,48]", "f32[2,1]"}
     assert (out / "graph" / "05.narrow_states.txt").is_file()
     said = [
         cli("run", *of, "--backend", "numpy", "--prompt", "ROMEO:", "--max-new-tokens", 8, "--temperature", 0)
