@@ -13,12 +13,15 @@ BACKENDS = ("numpy", "xla")
 def backend_named(name: str, cache_directory: Path | None = None) -> Backend:
     """The backend of that name; ``SystolicError`` with the choices if there is none.
 
+    ``numpy:TARGET`` runs contractions as loops over the tiles of a target (a name, or a TOML file).
     ``cache_directory`` is where a backend that compiles keeps what it compiled; None is its default.
     """
-    if name == "numpy":
+    kind, _, target = name.partition(":")
+    if kind == "numpy":
+        from ..compiler.cost.targets import load_target
         from .numpy_backend import NumpyBackend
 
-        return NumpyBackend()
+        return NumpyBackend(load_target(target) if target else None)
     if name == "xla":
         from .xla import XlaBackend  # loads jax, which takes a second or two
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..compiler.cost.targets import Target
 from ..compiler.program import Program
 from ..ir.types import DTYPES
 from .interface import Arrays
@@ -33,13 +34,16 @@ class NumpyProgram:
 
 
 class NumpyBackend:
-    """NumPy on the host; needs no compiler."""
+    """NumPy on the host; needs no compiler. For a ``target``, contractions run as loops over its tiles."""
 
     name = "numpy"
 
+    def __init__(self, target: Target | None = None) -> None:
+        self._target = target
+
     def prepare(self, program: Program) -> NumpyProgram:
         """Emits the program and executes the text, which tracebacks can show."""
-        source = emit_numpy(program)
+        source = emit_numpy(program, self._target)
         digest = hashlib.sha256(source.encode()).hexdigest()[:8]
         file = f"<systolic {program.name} {digest}>"
         linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)

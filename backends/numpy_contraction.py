@@ -40,7 +40,7 @@ def _without_lonely(x: str, term: str, elsewhere: str) -> tuple[str, str]:
     return f"np.sum({x}, axis={axes}, dtype={x}.dtype)", "".join(c for c in term if c in elsewhere)
 
 
-def _ordered(x: str, term: Sequence[str], order: Sequence[str]) -> str:
+def ordered(x: str, term: Sequence[str], order: Sequence[str]) -> str:
     """The operand with its axes in the order of ``order``."""
     permutation = [term.index(letter) for letter in order]
     if permutation == sorted(permutation):
@@ -52,9 +52,9 @@ def _outer(x: str, y: str, x_term: str, y_term: str, result: str) -> str:
     """Nothing is summed: a product of two values that are stretched to the result's axes."""
 
     def stretched(operand: str, term: str) -> str:
-        ordered = _ordered(operand, term, [c for c in result if c in term])
+        turned = ordered(operand, term, [c for c in result if c in term])
         index = ", ".join(":" if c in term else "None" for c in result)
-        return ordered if not term or term == result or "None" not in index else f"{ordered}[{index}]"
+        return turned if not term or term == result or "None" not in index else f"{turned}[{index}]"
 
     return f"{stretched(x, x_term)} * {stretched(y, y_term)}"
 
@@ -68,15 +68,15 @@ def _matrix(
     outer_size = math.prod(sizes[c] for c in x_free[:-1])
     if len(summed) == 1 and x_term[-1] == summed[0] and len(y_term) <= 2 and outer_size == 1:
         # ``@`` multiplies matrix by matrix, so this form is for operands that are a single matrix.
-        product, order = f"{x} @ {_ordered(y, y_term, [*summed, *y_free])}", [*x_free, *y_free]
-        return product if order == list(result) else _ordered(f"({product})", order, result)
+        product, order = f"{x} @ {ordered(y, y_term, [*summed, *y_free])}", [*x_free, *y_free]
+        return product if order == list(result) else ordered(f"({product})", order, result)
     first, second = (x, x_term, x_free), (y, y_term, y_free)
     if [*y_free, *x_free] == list(result):
         first, second = second, first
     axes = [tuple(term.index(c) for c in summed) for _, term, _ in (first, second)]
     shown = f"({axes[0][0]}, {axes[1][0]})" if len(summed) == 1 else f"({axes[0]}, {axes[1]})"
     product = f"np.tensordot({first[0]}, {second[0]}, axes={shown})"
-    return _ordered(product, [*first[2], *second[2]], result)
+    return ordered(product, [*first[2], *second[2]], result)
 
 
 def _batched(
@@ -92,15 +92,15 @@ def _batched(
     batch, summed = shared
     x_free = [c for c in x_term if c not in batch and c not in summed]
     y_free = [c for c in y_term if c not in batch and c not in summed]
-    left = _grouped(_ordered(x, x_term, [*batch, *x_free, *summed]), (batch, x_free, summed), sizes)
-    right = _grouped(_ordered(y, y_term, [*batch, *summed, *y_free]), (batch, summed, y_free), sizes)
+    left = grouped(ordered(x, x_term, [*batch, *x_free, *summed]), (batch, x_free, summed), sizes)
+    right = grouped(ordered(y, y_term, [*batch, *summed, *y_free]), (batch, summed, y_free), sizes)
     product, order = f"np.matmul({left}, {right})", [*batch, *x_free, *y_free]
     if len(x_free) != 1 or len(y_free) != 1:
         product += f".reshape({', '.join(str(sizes[c]) for c in order)})"
-    return _ordered(product, order, result)
+    return ordered(product, order, result)
 
 
-def _grouped(x: str, groups: tuple[list[str], list[str], list[str]], sizes: dict[str, int]) -> str:
+def grouped(x: str, groups: tuple[list[str], list[str], list[str]], sizes: dict[str, int]) -> str:
     """The operand as a stack of matrices: the letters of each of the last two groups become one axis."""
     batch, rows, columns = groups
     if len(rows) == len(columns) == 1:

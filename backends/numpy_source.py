@@ -10,16 +10,22 @@ from __future__ import annotations
 import builtins
 import keyword
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ..compiler.cost.program_schedule import AttentionNest, MatmulNest, Nest, schedule_program
+from ..compiler.cost.targets import Target
 from ..compiler.program import STATE_PREFIX, Program
 from ..ir.graph import Graph, Node
 from ..ir.ops import OPS
 from ..ir.types import show_type
+from .numpy_attention import NAMES as ATTENTION_NAMES
+from .numpy_attention import attention_lines
 from .numpy_literals import array_source, is_number, number_source, quoted
 from .numpy_ops import EXPRESSIONS, Emission
 from .numpy_storage import Ownership, outputs_to_copy, rewritten_carries
+from .numpy_tiles import NAMES as MATMUL_NAMES
+from .numpy_tiles import counter, is_one_tile, matmul_comment, matmul_lines
 
 _RESERVED = frozenset(
     {"Array", "bfloat16", "inputs", "math", "np", "parameters", "results", "run", "states"}
@@ -28,12 +34,21 @@ _RESERVED = frozenset(
 )
 
 
-def emit_numpy(program: Program) -> str:
+def emit_numpy(program: Program, target: Target | None = None) -> str:
     """The module's source; it defines ``run(parameters, inputs, states) -> (results, states)``.
 
     All are dictionaries of arrays by name, states without ``state.``. States given to ``run`` are used up.
+    For a ``target``, contractions are loops over tiles, as they would be scheduled there.
     """
-    graph, module = program.graph, _Module()
+    if target is None:
+        return emit_scheduled(program, ())
+    return emit_scheduled(program, schedule_program(program, target), f", tiled for {target.name}")
+
+
+def emit_scheduled(program: Program, nests: Sequence[Nest], tiled: str = "") -> str:
+    """The same, with these nests of loops; ``tiled`` is told at the top."""
+    graph, module = program.graph, Module()
+    module.take(nests)
     states = {node.name: node for node in graph.inputs if node.name.startswith(STATE_PREFIX)}
     updated = {name: states.get(name) for name in graph.outputs if name.startswith(STATE_PREFIX)}
     owned = {states[name] for name in program.donated}
@@ -47,10 +62,17 @@ def emit_numpy(program: Program) -> str:
     lines += [*_dictionary("results", values), *_dictionary("states", state_values), "return results, states"]
     body = "\n".join(f"    {line}" if line else "" for line in lines)
     run = f'def run(parameters, inputs, states):\n    """See the top of this module."""\n{body}\n'
-    return _header(program) + module.preamble(run) + "\n\n" + run
+    return _header(program, tiled) + module.preamble(run) + "\n\n" + run
 
 
-def _header(program: Program) -> str:
+def _loop_names(nests: Sequence[Nest]) -> set[str]:
+    """The variables that loops use beside the names of nodes."""
+    layouts = [nest.scores_layout if isinstance(nest, AttentionNest) else nest.layout for nest in nests]
+    counters = {counter(letter) for layout in layouts for letter in layout.batch}
+    return counters | MATMUL_NAMES | ATTENTION_NAMES if nests else set()
+
+
+def _header(program: Program, tiled: str) -> str:
     """What the module is, and what it takes and gives."""
     graph = program.graph
     kinds = {STATE_PREFIX + state.name: f" ({state.kind})" for state in program.states}
@@ -62,7 +84,7 @@ def _header(program: Program) -> str:
     listed["results"] = [f"{name}  {show_type(graph.outputs[name].type)}" for name in program.results]
     text = (
         f"{program.name}: {program.rows} rows, {program.chunk} positions each, capacity {program.capacity}.\n"
-        "Emitted by systolic.\n\n"
+        f"Emitted by systolic{tiled}.\n\n"
         "run(parameters, inputs, states) takes dictionaries of arrays by name, returns (results, states).\n"
         "The states that it is given are used up: they may be written in place.\n"
     )
@@ -77,15 +99,16 @@ def _dictionary(name: str, values: Mapping[str, str]) -> list[str]:
     return [f"{name} = {{", *(f"    {quoted(key)}: {value}," for key, value in values.items()), "}"]
 
 
-def _lines(module: _Module, graph: Graph, owned: set[Node]) -> list[str]:
-    """One line for each node, without indentation. ``owned`` inputs may be written in place."""
+def _lines(module: Module, graph: Graph, owned: set[Node]) -> list[str]:
+    """One line for each node, or loops for a nest, without indentation. ``owned`` inputs may be written in
+    place."""
     ownership = Ownership.of(graph, owned)
     module.emission.in_place.update(filter(ownership.overwrites, graph.nodes))
     borrowed = {id(node) for node in (*graph.inputs, *graph.parameters)}
     read = {source for node in graph.nodes for source in node.sources} | set(graph.outputs.values())
     lines: list[str] = []
     scope = ""
-    for node in _parameters_late(graph):
+    for node in _parameters_late(graph, module.looped):
         if node in module.names or is_number(node) or (id(node) in borrowed and node not in read):
             continue
         if node.op.name == "constant":
@@ -93,19 +116,33 @@ def _lines(module: _Module, graph: Graph, owned: set[Node]) -> list[str]:
             continue
         if node.op.name == "loop":
             module.repeat(node)
+        if node in module.looped and node is not module.looped[node].place:
+            continue
         if node.scope != scope and id(node) not in borrowed:
             scope = node.scope
             lines += ["", f"# {scope or 'outside of scopes'}"]
+        if node in module.looped:
+            lines += _loops(module, module.looped[node])
+            continue
+        lines += matmul_comment(module.whole[node]) if node in module.whole else []
         lines.append(f"{module.name(node)} = {_expression(module, node, ownership)}  # {_remark(node)}")
     return lines
 
 
-def _parameters_late(graph: Graph) -> list[Node]:
-    """The nodes in order, with each parameter just before the first node that reads it."""
+def _loops(module: Module, nest: Nest) -> list[str]:
+    if isinstance(nest, AttentionNest):
+        return attention_lines(module, nest)
+    return matmul_lines(module, nest)
+
+
+def _parameters_late(graph: Graph, looped: Mapping[Node, Nest]) -> list[Node]:
+    """The nodes in order, with each parameter just before the first node, or loops, that read it."""
     order: dict[Node, None] = {}
     for node in graph.nodes:
         if node.op.name != "parameter":
-            order.update(dict.fromkeys(source for source in node.sources if source.op.name == "parameter"))
+            readers = looped[node].covered if node in looped else (node,)
+            sources = (source for reader in readers for source in reader.sources)
+            order.update(dict.fromkeys(source for source in sources if source.op.name == "parameter"))
             order[node] = None
     order.update(dict.fromkeys(graph.parameters))
     return list(order)
@@ -116,7 +153,7 @@ def _remark(node: Node) -> str:
     return f"{shown}  {node.params['subscripts']}" if node.op.name == "contraction" else shown
 
 
-def _expression(module: _Module, node: Node, ownership: Ownership) -> str:
+def _expression(module: Module, node: Node, ownership: Ownership) -> str:
     operands = [module.operand(source, node) for source in node.sources]
     if node.op.name == "loop":
         for at in rewritten_carries(node.params["body"], node.params["carries"]):
@@ -126,7 +163,7 @@ def _expression(module: _Module, node: Node, ownership: Ownership) -> str:
 
 
 @dataclass
-class _Module:
+class Module:
     """What has been emitted outside of ``run``, and the names in use."""
 
     emission: Emission = field(default_factory=Emission)
@@ -136,6 +173,17 @@ class _Module:
     constants: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
     constant_lines: list[str] = field(default_factory=list)
     functions: list[str] = field(default_factory=list)
+    looped: dict[Node, Nest] = field(default_factory=dict)
+    whole: dict[Node, MatmulNest] = field(default_factory=dict)
+
+    def take(self, nests: Sequence[Nest]) -> None:
+        """Emits these nests as loops: ``looped`` has all of their nodes, ``whole`` products of one tile."""
+        self.taken |= _loop_names(nests)
+        for nest in nests:
+            if isinstance(nest, MatmulNest) and is_one_tile(nest):
+                self.whole[nest.products[0]] = nest
+            else:
+                self.looped |= dict.fromkeys(nest.covered, nest)
 
     def unique(self, name: str) -> str:
         """A Python identifier that looks like ``name`` and is not in use."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from functools import cached_property
 
+from ..compiler.cost.targets import Target
 from ..compiler.derive import latent_form
 from ..compiler.pipeline import Stage, run_passes, stage_between
 from ..compiler.program import Program, State
@@ -68,13 +69,13 @@ class Stages:
         except SystolicError:
             return ()
 
-    def code(self, stage: str) -> str:
-        """The code that a backend emits for one chunk."""
+    def code(self, stage: str, target: Target | None = None) -> str:
+        """The code that a backend emits for one chunk; NumPy for a target is loops over its tiles."""
         from ..backends.numpy_source import emit_numpy
         from ..backends.stablehlo import emit_stablehlo
 
         program = self.programs.chunk(self._chunk or 1)
-        return (emit_numpy(program) if stage == "numpy" else emit_stablehlo(program)).rstrip("\n")
+        return (emit_numpy(program, target) if stage == "numpy" else emit_stablehlo(program)).rstrip("\n")
 
 
 def _other_form(graph: Graph) -> dict[str, Stage]:

@@ -182,12 +182,19 @@ def predict(plan: Plan, rows: int) -> Prediction:
     if rows < 1:
         raise SystolicError(f"a batch needs at least one row, not {rows}")
     machine = plan.machine
-    decisions: list[Decision] = []
-    joined = list(_join(plan.regions, machine, rows, decisions))
+    joined, decisions = join_regions(plan.regions, machine, rows)
     costs = tuple(machine.cost(region, rows) for region in joined)
     seconds = sum(cost.seconds for cost in costs) + machine.launch_seconds
     peak = _on_chip_peak(joined, costs, machine, rows)
-    return Prediction(plan, rows, tuple(joined), costs, tuple(decisions), seconds, peak)
+    return Prediction(plan, rows, joined, costs, decisions, seconds, peak)
+
+
+def join_regions(
+    regions: tuple[Region, ...], machine: Machine, rows: int
+) -> tuple[tuple[Region, ...], tuple[Decision, ...]]:
+    """The regions as they run, and what was joined or could have been."""
+    decisions: list[Decision] = []
+    return tuple(_join(regions, machine, rows, decisions)), tuple(decisions)
 
 
 def _join(
@@ -240,7 +247,9 @@ def _decide(
     return both
 
 
-def _on_chip_peak(regions: list[Region], costs: tuple[Costs, ...], machine: Machine, rows: int) -> float:
+def _on_chip_peak(
+    regions: tuple[Region, ...], costs: tuple[Costs, ...], machine: Machine, rows: int
+) -> float:
     """The most bytes at one time: values that wait for their last reader, and the tiles of a region."""
     last = {value.name: i for i, region in enumerate(regions) for value in region.inputs}
     live: dict[str, float] = {}

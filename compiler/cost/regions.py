@@ -11,7 +11,7 @@ All amounts are linear in the number of rows, so that one derived program tells 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from ...ir.graph import Graph, Node
@@ -123,20 +123,23 @@ class _Draft:
     nodes: list[Node] = field(default_factory=list)
 
 
-def regions_of(program: Program, dtype: str) -> tuple[Region, ...]:
-    """The regions of a program in the order in which they run; floats are counted as ``dtype``."""
-    return _Partition(program, dtype).regions()
+def regions_of(program: Program, dtype: str, held: Collection[Node] = ()) -> tuple[Region, ...]:
+    """The regions of a program in the order in which they run; floats are counted as ``dtype``.
+
+    ``held``: inputs that are weights, as the body of a loop has them."""
+    return _Partition(program, dtype, held).regions()
 
 
 class _Partition:
-    def __init__(self, program: Program, dtype: str) -> None:
+    def __init__(self, program: Program, dtype: str, held: Collection[Node]) -> None:
         self._graph: Graph = program.graph
         self._rows = program.rows
         self._float_bytes = DTYPE_BYTES[dtype]
         self._drafts = [_Draft(None, "elementwise")]
         self._home: dict[Node, int] = {}  # the draft that makes a node's value
         self._base: dict[Node, Node] = {}  # what a view shows
-        self._varying: set[Node] = set(self._graph.inputs)
+        self._weights_read = {*self._graph.parameters, *held}
+        self._varying: set[Node] = set(self._graph.inputs) - self._weights_read
         self._again: set[Node] = set()  # computed again by whoever reads it
         self._widened: dict[Node, tuple[Node, ...]] = {}  # made of states alone: these, and what it takes
         for node in self._graph.nodes:
@@ -242,7 +245,7 @@ class _Partition:
         if draft.kind == "gather" and draft.anchor and draft.anchor.sources[0] not in self._varying:
             return self._amount(draft.anchor, self._bytes(draft.anchor.tensor))
         routed = {n.sources[1] for n in draft.nodes if n.op.name == "routed_contraction"}
-        read = {base for base in operands if base.op.name == "parameter"} - routed
+        read = {base for base in operands if base in self._weights_read} - routed
         return Amount(fixed=float(sum(self._bytes(base.tensor) for base in read)))
 
     def _state(self, draft: _Draft) -> Amount:

@@ -81,6 +81,12 @@ class Schedule:
         sizes = dict(zip("mkn", zip(self.shape, self.tile, strict=True), strict=True))
         return ((x, *sizes[x]) for x in self.order if sizes[x][0] > sizes[x][1])
 
+    @property
+    def spills(self) -> bool:
+        """Whether sums leave the chip before they are finished: a loop runs inside of that over k."""
+        loops = [letter for letter, _, _ in self.loops]
+        return "k" in loops[:-1]
+
     def limit(self) -> str:
         """What limits it, in words: the longer side, and what more room on chip would save it."""
         share = 100 * max(self.memory_cycles, self.arrays_cycles) / max(self.cycles, 1)

@@ -63,7 +63,7 @@ def candidates(
 ) -> Tilings:
     """Tilings of [m, k] · [k, n] in whole granules, each dimension cut evenly, in the first ``orders`` loop
     orders; of orders that differ only in loops that run once, the first."""
-    sizes = [_tile_sizes(total, granule) for total, granule in zip(shape, granules, strict=True)]
+    sizes = [tile_sizes(total, granule) for total, granule in zip(shape, granules, strict=True)]
     m, k, n, order = (grid.ravel() for grid in np.meshgrid(*sizes, np.arange(orders), indexing="ij"))
     found = Tilings(shape, m, k, n, order)
     loops = np.sum([(pieces > 1) << bit for bit, pieces in enumerate(found.pieces)], axis=0)
@@ -81,7 +81,8 @@ def _first_of_its_kind() -> Array:
     return table
 
 
-def _tile_sizes(total: int, granule: int) -> Array:
+def tile_sizes(total: int, granule: int) -> Array:
+    """Sizes in whole granules that cut ``total`` evenly; the largest may be more than ``total``."""
     units = ceil_div(total, granule)
     halves = 2.0 ** (np.arange(2 * LARGEST_PIECES.bit_length() - 1, 2 * units.bit_length()) / 2)
     pieces = np.concatenate([np.arange(1, LARGEST_PIECES + 1), np.round(halves).astype(int), [units]])

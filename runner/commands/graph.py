@@ -32,7 +32,10 @@ Depth = Annotated[int, typer.Option(help="How many edges --around goes.")]
 Columns = Annotated[str | None, typer.Option(help="Add columns: bytes,state,work,cost (nanoseconds).")]
 TargetName = Annotated[
     str | None,
-    typer.Option(help="Predict costs on this target (`systolic targets`): of a diff, or a column."),
+    typer.Option(
+        help="Predict costs on this target (`systolic targets`): of a diff, or a column. "
+        "--stage numpy: contractions as loops over its tiles."
+    ),
 ]
 Before = Annotated[str | None, typer.Option("--from", help="Show what changed since this stage …")]
 After = Annotated[str | None, typer.Option("--to", help="… up to this one (default: the last pass).")]
@@ -87,8 +90,8 @@ def graph(
     names = tuple(columns.split(",")) if columns else ()
     if view.format in FILES and out is None:
         raise SystolicError(f"--format {view.format} is for a file: name it with --out")
-    if target and "cost" not in names and not (stage == "diff" or before or after):
-        raise SystolicError("--target predicts costs: ask for --stage diff or --columns cost")
+    if target and "cost" not in names and not (stage in ("diff", "numpy") or before or after):
+        raise SystolicError("--target is for --stage diff, --stage numpy or --columns cost")
     costs = StageCosts.on(target, options.batch, options.capacity) if target else None
     report = render_report(stages, stage, view, (before, after), why, costs)
     if report is None and view.format == "model-explorer" and out is not None:
@@ -127,7 +130,7 @@ def render_report(
         return show_states(stages.programs.states, as_json)
     if stage in CODE:
         _require(view, f"--stage {stage}", "code", ("text",))
-        return stages.code(stage)
+        return stages.code(stage, costs.target if costs and stage == "numpy" else None)
     return None
 
 
