@@ -32,7 +32,6 @@ from .memory import (
     Reading,
     find_memory,
     find_reading,
-    in_blocks,
     inflow_of,
     is_read_alone,
     make_factor,
@@ -41,7 +40,7 @@ from .memory import (
 )
 from .placed import Maker, Placed, align, stretch
 from .scan import Recurrence, start_of
-from .terms import Term, contract, expand, multiply, pick
+from .terms import Term, contract, expand, in_blocks, multiply, pick
 
 _AFFINE = ("add", "subtract", "multiply", "negative")
 

@@ -125,6 +125,11 @@ class Derivation:
         return find_cycles(self.graph)
 
     @cached_property
+    def order(self) -> Mapping[Node, int]:
+        """The place of each node in the graph, behind its sources."""
+        return {node: place for place, node in enumerate(self.graph.nodes)}
+
+    @cached_property
     def own_needed(self) -> frozenset[Node]:
         """Streams that are wanted at every position, because a state is made from them."""
         roots = [*self.buffers.stored, *self.buffers.tails, *self.closing.values()]
@@ -186,14 +191,17 @@ class Derivation:
         frame = self.frame(node)
         if frame.size == 1 or node.op.name == "history":
             return (yield node, "own")
-        needs_all = node in self.own_needed or node.op.kind in ("time", "source")
-        if not needs_all:
+        if not self.needs_all(node):
             return (yield from self.apply(node, self.last_frame(node), "last"))
         x = yield node, "own"
         if x.lead < 2:
             return x
         taken = Maker(node, "@last")("read_rows", x.node, self.last_index(node))
         return replace(x, node=taken)
+
+    def needs_all(self, node: Node) -> bool:
+        """Whether a stream is made at every position even if only the last one is wanted."""
+        return node in self.own_needed or node.op.kind in ("time", "source")
 
     def make_past(self, node: Node, place: str) -> Steps:
         """Recomputed at every slot, as if the slots were a chunk; no time is left in between."""

@@ -7,12 +7,11 @@ as it is (weights, histories) or one position at a time (streams); buffers of it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 
-from ...ir.graph import Graph, Node, make_node
-from ...ir.ops import OPS
-from ...ir.types import TensorType
+from ...ir.graph import Graph, Node
+from .body import Body, Imports, body_input
 from .correction import Correction, find_correction, make_corrected
 from .derivation import Buffers, Derivation, Key, Loop, Steps, zeros
 from .frames import Frame, Slots
@@ -27,47 +26,15 @@ from .memory import (
 )
 from .placed import Maker, Placed, stretch, with_slots
 from .scan import Recurrence, find_recurrence, make_scan
+from .selective import BLOCK, Selective, find_selective, make_selective
 
 
-@dataclass
-class Imports:
-    """What a body takes from outside: pairs of the outer node and the body's input for it."""
-
-    scanned: list[tuple[Node, Node]] = field(default_factory=list)
-    invariant: list[tuple[Node, Node]] = field(default_factory=list)
-
-    def scan(self, node: Node) -> Node:
-        """One position [B, 1, …] of an outer value [B, n, …] at a time."""
-        rows, _, *rest = node.tensor.static_shape
-        return self._taken(self.scanned, "step", node, node.tensor.with_shape((rows, 1, *rest)))
-
-    def keep(self, node: Node) -> Node:
-        """An outer value as it is; what has no operands is simply made again inside."""
-        if node.op.name in ("constant", "arange"):
-            return node
-        return self._taken(self.invariant, "all", node, node.tensor)
-
-    def _taken(self, pairs: list[tuple[Node, Node]], kind: str, node: Node, type_: TensorType) -> Node:
-        for outer, inner in pairs:
-            if outer is node:
-                return inner
-        # Outer nodes get their unique names only later, so the count keeps these apart.
-        inner = _body_input(f"{kind}{len(pairs)}.{node.name}", type_)
-        pairs.append((node, inner))
-        return inner
-
-
-def _body_input(name: str, type_: TensorType) -> Node:
-    return make_node(OPS["input"], (), {"type": type_}, name=name)
-
-
-class LoopBody(Derivation):
-    """One step of a strongly connected part; every other stream comes from the outer derivation."""
+class LoopBody(Body):
+    """One step of a strongly connected part."""
 
     def __init__(self, outer: Derivation, members: frozenset[Node], carried: Mapping[Key, Node]) -> None:
-        self.outer, self.members, self.imports = outer, members, Imports()
-        clock = str(next(iter(members)).clock)
-        frame = self._step_frame(outer.frames[clock])
+        imports, clock = Imports(), str(next(iter(members)).clock)
+        frame = _step_frame(imports, outer.frames[clock])
         make = Maker(None, "step")
         length = make("cast", make.reshape(frame.valid, (frame.rows,), "valid"), label="length", dtype="i32")
         buffers = Buffers(
@@ -79,37 +46,24 @@ class LoopBody(Derivation):
             },
             dict(carried),
         )
-        super().__init__(
-            outer.graph, {clock: frame}, {}, buffers, clock=clock, closed=False, lengths={clock: length}
-        )
+        super().__init__(outer, members, imports, frame, buffers, {clock: length})
 
-    def _step_frame(self, outer: Frame) -> Frame:
-        positions, valid = self.imports.scan(outer.positions), self.imports.scan(outer.valid)
 
-        def inside(slots: Slots) -> Slots:
-            return replace(slots, positions=self.imports.keep(slots.positions))
+def _step_frame(imports: Imports, outer: Frame) -> Frame:
+    positions, valid = imports.scan(outer.positions), imports.scan(outer.valid)
 
-        return Frame(
-            outer.rows,
-            1,
-            positions,
-            valid,
-            {dim: inside(slots) for dim, slots in outer.slots.items()},
-            {clock: self.imports.keep(end) for clock, end in outer.ends.items()},
-            inside(outer.default) if outer.default else None,
-        )
+    def inside(slots: Slots) -> Slots:
+        return replace(slots, positions=imports.keep(slots.positions))
 
-    def steps(self, key: Key) -> Steps:
-        node, _ = key
-        return super().steps(key) if node in self.members else self.imported(key)
-
-    def imported(self, key: Key) -> Steps:
-        """A value of the outer derivation, as an input of the body."""
-        outer: Placed = self.outer.value(key)
-        if key[1] == "own" and outer.lead == 2:
-            return replace(outer, node=self.imports.scan(outer.node))
-        return replace(outer, node=self.imports.keep(outer.node))
-        yield  # a generator like the others, though it waits for nothing
+    return Frame(
+        outer.rows,
+        1,
+        positions,
+        valid,
+        {dim: inside(slots) for dim, slots in outer.slots.items()},
+        {clock: imports.keep(end) for clock, end in outer.ends.items()},
+        inside(outer.default) if outer.default else None,
+    )
 
 
 class ChunkDerivation(Derivation):
@@ -153,10 +107,31 @@ class ChunkDerivation(Derivation):
             found |= find_readings(self.graph, memory)
         return found
 
+    @cached_property
+    def selective(self) -> Mapping[Node, Selective]:
+        """The recurrences whose states are made and read in blocks of positions, by their feedback."""
+        found = {
+            previous: find_selective(self, recurrence)
+            for previous, recurrence in self.recurrences.items()
+            if previous not in self.memories
+        }
+        return {previous: part for previous, part in found.items() if part}
+
+    @cached_property
+    def selected(self) -> Mapping[Node, Node]:
+        """The feedback of the block in which a stream is made that is read from states there."""
+        return {reader: previous for previous, part in self.selective.items() for reader in part.readers}
+
     def make_own(self, node: Node) -> Steps:
-        if self.frame(node).size > 1 and node in self.readings:
+        size = self.frame(node).size
+        if size > 1 and node in self.readings:
             return (yield from make_reading(self, node, self.readings[node]))
+        if size > BLOCK and node in self.selected:
+            return (yield self.representative(self.selected[node]), "loop").streams[node]
         return (yield from super().make_own(node))
+
+    def needs_all(self, node: Node) -> bool:
+        return node in self.selected or super().needs_all(node)
 
     def make_last(self, node: Node) -> Steps:
         """What the next position reads of a recurrence is what the last one made."""
@@ -185,6 +160,8 @@ class ChunkDerivation(Derivation):
         return (yield from super().make_carry(node))
 
     def make_loop(self, node: Node) -> Steps:
+        if node in self.selective and self.frame(node).size > BLOCK:
+            return make_selective(self, self.selective[node])
         if node in self.recurrences:
             return make_scan(self, self.recurrences[node])
         return make_loop(self, self.cycles[node])
@@ -199,7 +176,7 @@ def make_loop(outer: Derivation, members: frozenset[Node]) -> Steps:
             if source not in members:
                 yield source, "own"
     initial = _carried(outer, ordered)
-    inputs = {key: _body_input(f"{key[1]}.{key[0].name}", start.tensor) for key, start in initial.items()}
+    inputs = {key: body_input(f"{key[1]}.{key[0].name}", start.tensor) for key, start in initial.items()}
     body = LoopBody(outer, members, inputs)
     exported = [node for node in ordered if _is_needed_outside(outer, node, members)]
     results: dict[str, Node] = {f"{place}.{n.name}": body.value((n, place)).node for n, place in inputs}

@@ -27,7 +27,7 @@ from ...ir.ops.linear import split_subscripts
 from .derivation import Derivation, Steps
 from .placed import Maker, Placed, align, stretch
 from .scan import Recurrence, start_of
-from .terms import Term, contract, expand, join, multiply, part, pick
+from .terms import Term, contract, expand, in_blocks, join, multiply, part, pick
 
 LONGEST_BLOCK = 64
 
@@ -214,19 +214,6 @@ def real(derivation: Derivation, stream: Node, make: Maker, node: Node, fill: fl
     shape = node.tensor.static_shape
     valid = make.reshape(derivation.frame(stream).valid, (*shape[:2], *(1 for _ in shape[2:])), "valid")
     return make("where", valid, node, make.constant(fill, node.tensor.dtype), label="real")
-
-
-def in_blocks(make: Maker, x: Term, size: int, fill: float) -> Term:
-    """``B`` and all positions as ``BK`` and the positions of a block, filled up behind the last one."""
-    rows, count, *rest = x.node.tensor.static_shape
-    blocks = -(-count // size)
-    node = x.node
-    if blocks * size > count:
-        missing = (rows, blocks * size - count, *rest)
-        more = make.broadcast(make.constant(fill, node.tensor.dtype), missing, "more")
-        node = make("concatenate", node, more, label="filled", axis=1)
-    node = make.reshape(node, (rows, blocks, size, *rest), "blocks")
-    return Term(node, f"BK{x.letters[1:]}")
 
 
 def _responses(make: Maker, decay: Term, size: int) -> tuple[Term, Term]:

@@ -79,6 +79,12 @@ def find_recurrence(derivation: Derivation, members: frozenset[Node]) -> Recurre
 
 def make_scan(derivation: Derivation, part: Recurrence) -> Steps:
     """The streams and the carry of a linear recurrence."""
+    start = yield from start_of(derivation, part.previous)
+    return (yield from make_scan_from(derivation, part, start))
+
+
+def make_scan_from(derivation: Derivation, part: Recurrence, start: Node) -> Steps:
+    """The same from what was there before the first position, ``start`` [B, 1, …]."""
     frame, make = derivation.frame(part.total), Maker(part.total)
     value = part.previous.tensor
     own = value.static_shape
@@ -93,7 +99,6 @@ def make_scan(derivation: Derivation, part: Recurrence) -> Steps:
     valid = make.reshape(frame.valid, (*shape[:2], *(1 for _ in own)), "valid")
     factor = make("where", valid, factor, make.constant(part.one, value.dtype), label="decay")
     term = make("where", valid, term, make.constant(part.zero, value.dtype), label="inflow")
-    start = yield from start_of(derivation, part.previous)
     join = {} if part.join == "add" else {"join": part.join}
     states = make("linear_scan", factor, term, make.reshape(start, row_shape, "start"), **join)
     before = _shifted(Maker(part.previous), start, states)

@@ -64,3 +64,16 @@ def join(make: Maker, x: Term, y: Term, letter: str, label: str = "join") -> Ter
     """``x`` and behind it ``y``, along an axis."""
     axis = x.letters.index(letter)
     return Term(make("concatenate", x.node, y.node, label=label, axis=axis), x.letters)
+
+
+def in_blocks(make: Maker, x: Term, size: int, fill: float) -> Term:
+    """``B`` and all positions as ``BK`` and the positions of a block, filled up behind the last one."""
+    rows, count, *rest = x.node.tensor.static_shape
+    blocks = -(-count // size)
+    node = x.node
+    if blocks * size > count:
+        missing = (rows, blocks * size - count, *rest)
+        more = make.broadcast(make.constant(fill, node.tensor.dtype), missing, "more")
+        node = make("concatenate", node, more, label="filled", axis=1)
+    node = make.reshape(node, (rows, blocks, size, *rest), "blocks")
+    return Term(node, f"BK{x.letters[1:]}")
