@@ -21,7 +21,7 @@ KINDS = (
     "linear", "add", "multiply", "tanh", "delay", "prefix_attention", "window_attention", "window_max",
     "prefix_mean", "distance", "repeat_window", "decay", "self_history", "self_delay",
     "running_total", "running_maximum", "memory", "linear_attention", "outer_products", "log_attention",
-    "two_pasts", "corrected_memory",
+    "two_pasts", "corrected_memory", "selective",
 )  # fmt: skip
 steps = st.tuples(st.sampled_from(KINDS), st.integers(0, 7), st.integers(0, 7), st.integers(1, 4))
 Recipe = Sequence[tuple[str, int, int, int]]
@@ -100,12 +100,14 @@ def apply(kind: str, x: sy.Stream, y: sy.Stream, n: int, weight: sy.Stream) -> s
         case "running_maximum":
             highest = sy.feedback(sy.zeros((WIDTH,)) - 1e30, clock)
             highest.close(sy.maximum(highest + sy.tanh(x) * 0.1 - 0.2, y))
-            return highest * 0.5 + sy.tanh(highest)
+            return sy.maximum(highest, -5.0) * 0.5 + sy.tanh(highest)  # what 1e30 meets has no digits left
         case "memory":  # large enough to be read in blocks; a decay for each head, or for all
             fade = sy.sigmoid(x)[:, None, None] if n > 2 else sy.constant(0.5 + 0.1 * n)
             return memory(x, y, n, lambda before: fade * before)
         case "corrected_memory":
             return memory(x, y, n, lambda before: before * sy.sigmoid(y)[:, None, None], corrected=True)
+        case "selective":
+            return selective(x, y, n)
         case "linear_attention":
             keys = sy.history(y, window=n)
             return sy.einsum("p,pd->d", sy.einsum("d,pd->p", x, keys), keys) * 0.1
@@ -136,6 +138,19 @@ def memory(
     after = before.close(faded + sy.einsum("hk,hv->hkv", keys, values))
     read = sy.sum(sy.einsum("kh,hkv->hv", sy.transpose(keys), after), 1) * 0.1
     return read + sy.sum(before * 0.01, (1, 2)) if n % 2 else read
+
+
+def selective(x: sy.Stream, y: sy.Stream, n: int) -> sy.Stream:
+    """What is read of 8 numbers for each element, which decay each at a rate of its own; with ``n`` odd also
+    of those before this position, with ``n`` above 2 in two steps, and by what the first one read."""
+    rate = sy.constant(-0.1 * np.arange(1, 9, dtype=np.float32))
+    enter, leave = sy.sin(sy.arange(8).cast("f32") * y[0]), sy.cos(sy.arange(8).cast("f32") * y[1])
+    before = sy.feedback(sy.zeros((WIDTH, 8)) + 0.1, str(x.node.clock))
+    after = before.close(sy.exp(sy.sigmoid(x)[:, None] * rate) * before + sy.tanh(x)[:, None] * enter)
+    read = sy.einsum("cn,n->c", after, leave)
+    if n % 2:
+        read = read + sy.sum(before * leave, 1) * 0.1
+    return read + sy.sum(sy.tanh(after) * read[:, None], 1) * 0.1 if n == 4 else read
 
 
 def attention(x: sy.Stream, keys: sy.Stream) -> sy.Stream:

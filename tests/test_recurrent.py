@@ -108,8 +108,9 @@ def test_what_is_linear_in_its_past_is_not_read_step_by_step(case):
     graph = build(read_config(RECORDED / case / "config.json"))[1]
     program = derive_chunk(graph, choose_states(graph), rows=1, chunk=32, capacity=32, last=False)
     lengths = {node.params["length"] for node in program.graph if node.op.name == "loop"}
-    # The delta rule goes from block to block.
-    assert lengths == ({32 // 8} if case == "qwen3_next" else set())
+    # The delta rule and selective scans go from block to block.
+    blocks = {"qwen3_next": 8} | dict.fromkeys(("falcon_mamba", "jamba", "zamba"), 16)
+    assert lengths == ({32 // blocks[case]} if case in blocks else set())
 
 
 XLSTM = {"model_type": "xlstm", "vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 1, "num_heads": 2}

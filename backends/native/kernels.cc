@@ -2,3 +2,4 @@
 
 #include "attend.h"
 #include "project.h"
+#include "recur.h"

@@ -1,4 +1,4 @@
-"""Which nodes of a program the native kernels compute: matmuls of a few rows, and attention.
+"""Which nodes of a program the native kernels compute: matmuls of a few rows, attention and recurrences.
 
 Attention is found by its shape, whatever model it is from: scores of queries with a state, scaled, maybe
 bounded, hidden by a mask, normalised, and mixed with another state. Its kernel reads only what the mask lets
@@ -8,7 +8,7 @@ a position see, so that time depends on how much of a state is used and not on i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,19 +16,13 @@ import numpy as np
 from ...ir.graph import Node
 from ...ir.ops.linear import split_subscripts
 from ...ir.types import TensorType
-from ..stablehlo_text import Block, Results, Value
+from ..stablehlo_text import Block, Value
 from . import Kernels
+from .calls import Selected, call_kernel
+from .recurrences import select_recurrence
 
 MOST_ROWS = 8  # of a matmul: beyond it, XLA's own matrix kernels are faster
 LEAST_WEIGHTS = 1 << 12  # elements: below it, a call costs more than it saves
-
-
-@dataclass(frozen=True)
-class Selected:
-    """A node that a kernel computes, and from what."""
-
-    operands: tuple[Node, ...]
-    lower: Callable[..., Results]
 
 
 def select(nodes: Sequence[Node], outputs: Iterable[Node], kernels: Kernels) -> dict[Node, Selected]:
@@ -40,10 +34,13 @@ def select(nodes: Sequence[Node], outputs: Iterable[Node], kernels: Kernels) -> 
     shown = set(outputs)
     chosen: dict[Node, Selected] = {}
     for node in nodes:
+        found = None
         if node.op.name == "contraction":
             found = _attention(node, users, shown, kernels) or _projection(node, kernels)
-            if found is not None:
-                chosen[node] = found
+        elif node.op.name in ("loop", "linear_scan"):
+            found = select_recurrence(node, kernels)
+        if found is not None:
+            chosen[node] = found
     return chosen
 
 
@@ -76,7 +73,7 @@ def _projection(node: Node, kernels: Kernels) -> Selected | None:
     name = "project" if len(stored) == 1 else "project_scaled"
 
     def lower(block: Block, node: Node, x: Value, *stored: Value) -> Value:
-        return _call(block, kernels.target(name), (x, *stored), node.tensor, "")
+        return call_kernel(block, kernels.target(name), (x, *stored), node.tensor, "")
 
     return Selected((x, *stored), lower)
 
@@ -172,7 +169,7 @@ def _attention(
         values = block.reshape(values, (rows, count, slots, width))
         mask = block.reshape(mask, (mask_shape[0], positions, slots))
         result = TensorType((rows, positions, count, per_head, width), "f32")
-        mixed = _call(block, kernels.target("attend"), (q, keys, values, mask), result, attributes)
+        mixed = call_kernel(block, kernels.target("attend"), (q, keys, values, mask), result, attributes)
         return block.reshape(mixed, node.tensor.static_shape)
 
     return Selected((q, keys, values, scores.mask), lower)
@@ -221,20 +218,3 @@ def _scalar(node: Node) -> float | None:
 def _is_lowest(node: Node) -> bool:
     value = _scalar(node)
     return value is not None and value <= float(np.finfo(np.float32).min)
-
-
-def _call(block: Block, target: str, operands: Sequence[Value], type_: TensorType, attributes: str) -> Value:
-    """A custom call whose operands and result lie row by row."""
-
-    def layout(value: TensorType) -> str:
-        order = list(range(value.rank))[::-1]
-        return f"dense<{order}> : tensor<{value.rank}xindex>"
-
-    names = ", ".join(operand.name for operand in operands)
-    layouts = ", ".join(layout(operand.type) for operand in operands)
-    text = (
-        f"stablehlo.custom_call @{target}({names}) {{api_version = 4 : i32, "
-        f"backend_config = {{{attributes}}}, operand_layouts = [{layouts}], "
-        f"result_layouts = [{layout(type_)}]}}"
-    )
-    return block.call(text, operands, type_)

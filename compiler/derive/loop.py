@@ -26,7 +26,7 @@ from .memory import (
 )
 from .placed import Maker, Placed, stretch, with_slots
 from .scan import Recurrence, find_recurrence, make_scan
-from .selective import BLOCK, Selective, find_selective, make_selective
+from .selective import Selective, block_of, find_selective, make_selective
 
 
 class LoopBody(Body):
@@ -126,7 +126,7 @@ class ChunkDerivation(Derivation):
         size = self.frame(node).size
         if size > 1 and node in self.readings:
             return (yield from make_reading(self, node, self.readings[node]))
-        if size > BLOCK and node in self.selected:
+        if block_of(size) > 1 and node in self.selected:
             return (yield self.representative(self.selected[node]), "loop").streams[node]
         return (yield from super().make_own(node))
 
@@ -160,7 +160,7 @@ class ChunkDerivation(Derivation):
         return (yield from super().make_carry(node))
 
     def make_loop(self, node: Node) -> Steps:
-        if node in self.selective and self.frame(node).size > BLOCK:
+        if node in self.selective and block_of(self.frame(node).size) > 1:
             return make_selective(self, self.selective[node])
         if node in self.recurrences:
             return make_scan(self, self.recurrences[node])

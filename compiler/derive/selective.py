@@ -8,12 +8,13 @@ As in Mamba, where a channel has 16 numbers that decay each at a rate of its own
 the state. Inside, the factors, the terms, the states and what reads them are made for the positions of one
 block, by the same derivation; only streams that are much smaller than a state exist for all positions.
 
-Must not fire where a state is wanted itself or at a later position, where what reads it is about as large,
-or where a reader needs something that follows from the states.
+Must not fire where a state is wanted itself or at a later position, where what reads it or flows in is about
+as large, or where a reader needs something that follows from the states.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +28,7 @@ from .placed import Maker, Placed, stretch
 from .scan import Recurrence, make_scan_from, start_of
 from .terms import Term, part
 
-BLOCK = 16  # positions: few enough for their states to stay in a cache
+LONGEST_BLOCK = 16  # positions: few enough for their states to stay in a cache
 _SMALLER = 4  # how many times as large as what is read of it a state is, at least
 
 
@@ -44,6 +45,11 @@ class Selective:
         """What is taken from outside."""
         sources = (source for node in self.inside for source in node.sources)
         return tuple(dict.fromkeys(source for source in sources if source not in self.inside))
+
+
+def block_of(positions: int) -> int:
+    """How many positions are made together, a power of two; 1 where they are too few for blocks."""
+    return 1 << (max(1, min(positions // 2, LONGEST_BLOCK)).bit_length() - 1)
 
 
 def find_selective(derivation: Derivation, recurrence: Recurrence) -> Selective | None:
@@ -69,9 +75,12 @@ def find_selective(derivation: Derivation, recurrence: Recurrence) -> Selective 
     after = frozenset(inside)
     while waiting:
         node = waiting.pop()
-        if node not in inside and _is_made_alike(derivation, node) and node.tensor.size > narrow:
-            inside.add(node)
-            waiting += node.sources
+        if node in inside or node.clock is None or _size(node) <= narrow:
+            continue
+        if not _is_made_alike(derivation, node) or _is_projection(node):
+            return None
+        inside.add(node)
+        waiting += node.sources
     found = Selective(recurrence, frozenset(inside), tuple(readers))
     return None if _follow(derivation, found.imports, recurrence.previous, after) else found
 
@@ -84,6 +93,16 @@ def _is_made_alike(derivation: Derivation, node: Node) -> bool:
         and node not in derivation.cycles
         and not any(is_ragged(dim) for n in (node, *node.sources) for dim in n.tensor.shape)
     )
+
+
+def _is_projection(node: Node) -> bool:
+    """Whether a node is a product with weights, which are best read once for all positions."""
+    return node.op.name == "contraction" and any(source.clock is None for source in node.sources)
+
+
+def _size(node: Node) -> float:
+    """How many numbers a value has; as long as a text may be where it is ragged."""
+    return math.inf if any(map(is_ragged, node.tensor.shape)) else node.tensor.size
 
 
 def _is_wanted(derivation: Derivation, previous: Node, nodes: Iterable[Node]) -> bool:
@@ -112,8 +131,10 @@ class BlockBody(Body):
     """The derivation of what is made in a block, from the state in front of it."""
 
     def __init__(self, outer: Derivation, selective: Selective) -> None:
-        previous, imports = selective.recurrence.previous, Imports(BLOCK)
+        previous = selective.recurrence.previous
         frame = outer.frame(previous)
+        size = block_of(frame.size)
+        imports = Imports(size)
         positions, valid = imports.scan(frame.positions), imports.scan(frame.valid)
         front = previous.tensor.with_shape((frame.rows, *previous.tensor.static_shape))
         key: Key = (previous, "carry")
@@ -122,7 +143,7 @@ class BlockBody(Body):
             outer,
             selective.inside,
             imports,
-            Frame(frame.rows, BLOCK, positions, valid, {}, {}),
+            Frame(frame.rows, size, positions, valid, {}, {}),
             buffers,
             {},
         )
@@ -142,10 +163,11 @@ def make_selective(outer: Derivation, selective: Selective) -> Steps:
         yield source, "own"
     start = yield from start_of(outer, previous)
     frame, body = outer.frame(previous), BlockBody(outer, selective)
+    size = body.imports.size
     carried = body.buffers.initial[previous, "carry"]
     results = {carried.name: body.value((previous, "carry")).node}
     for reader in selective.readers:
-        read = stretch(Maker(reader), body.value((reader, "own")), frame.rows, BLOCK).node
+        read = stretch(Maker(reader), body.value((reader, "own")), frame.rows, size).node
         rows, *rest = read.tensor.static_shape
         results[f"stream.{reader.name}"] = Maker(reader).reshape(read, (rows, 1, *rest), "block")
     needed = set(postorder(results.values(), lambda node: node.sources))
@@ -164,7 +186,7 @@ def make_selective(outer: Derivation, selective: Selective) -> Steps:
         body=graph,
         carries=1,
         scanned=len(scanned),
-        length=-(-frame.size // BLOCK),
+        length=-(-frame.size // size),
     )
     parts = [make("part", loop, label="part", index=i) for i in range(len(results))]
     streams = {
@@ -175,7 +197,7 @@ def make_selective(outer: Derivation, selective: Selective) -> Steps:
 
 
 def _positions(make: Maker, blocks: Node, count: int) -> Node:
-    """The first ``count`` positions of blocks [B, K, BLOCK, …]."""
+    """The first ``count`` positions of blocks [B, K, S, …]."""
     rows, number, size, *rest = blocks.tensor.static_shape
     flat = make.reshape(blocks, (rows, number * size, *rest), "positions")
     letters = "abcdefghij"[: len(rest)]
