@@ -40,6 +40,7 @@ def llama_config(hidden: int, layers: int, capacity: int, **other: Any) -> dict[
     }
 
 
+TINY = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256}  # for tests
 # The numbers of layers and widths are those of published models, so that products have their sizes.
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "llama-0.1b": llama_config(768, 12, 16384),
@@ -53,8 +54,8 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         vocab_size=128256,
         rope_theta=500000.0,
     ),
-    "mistral-window": llama_config(  # Mistral's proportions at 0.1 B, with a quarter of its window
-        768, 12, 32768, model_type="mistral", sliding_window=1024, head_dim=64
+    "mistral-window": llama_config(  # Mistral's proportions, with a quarter of its window
+        768, 6, 32768, model_type="mistral", sliding_window=1024, head_dim=64
     ),
     "gpt2": {
         "model_type": "gpt2",
@@ -83,8 +84,8 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "residual_in_fp32": True,
         "tie_word_embeddings": True,
     },
-    "llama-tiny": llama_config(64, 2, 512, vocab_size=256),  # for tests
-    "mistral-tiny": llama_config(64, 2, 512, vocab_size=256, model_type="mistral", sliding_window=16),
+    "llama-tiny": llama_config(64, 2, 512, **TINY),
+    "mistral-tiny": llama_config(64, 2, 512, **TINY, model_type="mistral", sliding_window=16),
 }
 REAL = {"stories260K": "real/stories260K"}  # directories in the shared data
 

@@ -46,6 +46,8 @@ PEERS: Mapping[str, str] = {
     "transformers": "transformers_eager",
     "torch-compile": "transformers_compiled",
     "llama.cpp": "llama_cpp",
+    "onnxruntime": "onnx_runtime",
+    "openvino": "openvino_runtime",
 }
 OURS = "systolic"
 

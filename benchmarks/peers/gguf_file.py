@@ -14,11 +14,13 @@ TYPES = {
     "f32": gguf.GGMLQuantizationType.F32,
     "bf16": gguf.GGMLQuantizationType.BF16,
     "int8": gguf.GGMLQuantizationType.Q8_0,
+    "int4-32": gguf.GGMLQuantizationType.Q4_0,
 }
 FILE_TYPES = {
     "f32": gguf.LlamaFileType.ALL_F32,
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
     "int8": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "int4-32": gguf.LlamaFileType.MOSTLY_Q4_0,
 }
 _OF_MODEL = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _OF_LAYER = {
@@ -35,7 +37,7 @@ _OF_LAYER = {
 
 
 def write_gguf(subject: Subject, dtype: str, path: Path) -> None:
-    """A Llama; matrices are kept as ``dtype`` (f32, bf16, int8 as Q8_0), norms as f32.
+    """A Llama; matrices are kept as ``dtype`` (f32, bf16, int8 as Q8_0, int4-32 as Q4_0), norms as f32.
 
     The file says that it has no vocabulary, only how many tokens there are, so that it is read by ids.
     """

@@ -121,10 +121,14 @@ class Llama:
             )
         table = weights["model.embed_tokens.weight"]
         head = self._matrix(weights.get("lm_head.weight", table))
-        # The table is read by row, so it can be shared with a head that is kept as it is.
-        shared = isinstance(head, jax.Array) and head.shape == table.shape and "lm_head.weight" not in weights
         arranged = {"layers": layers, "norm": jnp.asarray(weights["model.norm.weight"]), "head": head}
-        return arranged if shared else {**arranged, "table": jnp.asarray(table)}
+        # The table is read by row, so it can be shared with a head that is not kept as its transpose.
+        is_turned = self._dtype == "f32" and self._rows > 1
+        return (
+            {**arranged, "table": jnp.asarray(table)}
+            if is_turned or "lm_head.weight" in weights
+            else arranged
+        )
 
     def _matrix(self, matrix: np.ndarray) -> Any:
         """[out, in] as products want it."""
@@ -186,6 +190,9 @@ class Llama:
 
     def _embedded(self, weights: Any, tokens: jax.Array) -> jax.Array:
         table = weights.get("table", weights["head"])
+        if isinstance(table, tuple):
+            integers, scale = table
+            return integers[tokens].astype(jnp.float32) * scale[tokens][..., None]
         return table[tokens].astype(jnp.float32)
 
     def _projected(

@@ -1,8 +1,9 @@
 """llama.cpp through llama-cpp-python's C interface, over a GGUF file written from the same weights.
 
-Weights kept as int8 are its Q8_0 (a scale for each 32). In f32 its caches are f32, too, so that it computes
-what the others do; otherwise they are f16, as by default. Files are written once, to ``gguf`` in systolic's
-cache directory of the user, and mapped. Its threads spin for a while after a call: what runs next waits.
+Weights kept as int8 are its Q8_0, as int4-32 its Q4_0 (a scale for each 32). In f32 its caches are f32, too,
+so that it computes what the others do; otherwise they are f16, as by default. Files are written once, to
+``gguf`` in systolic's cache directory of the user, and mapped. Its threads spin for a while after a call:
+what runs next waits.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from . import Setting, Unavailable, gguf_file
 
 LARGEST_BATCH = 512  # positions per call, its default
 GGML_F32, GGML_F16 = 0, 1
+NAMES = {"int8": "Q8_0", "int4-32": "Q4_0"}  # what it calls them
 
 
 class LlamaCpp:
     """A context of llama.cpp with one sequence for each row."""
 
     def __init__(self, path: Path, subject: Subject, setting: Setting) -> None:
-        self.name = f"llama.cpp, {'Q8_0' if setting.dtype == 'int8' else setting.dtype}"
+        self.name = f"llama.cpp, {NAMES.get(setting.dtype, setting.dtype)}"
         self.weight_bytes = weight_bytes(path)
         self._rows, self._vocabulary = setting.rows, subject.vocabulary_size
         _quieten()
