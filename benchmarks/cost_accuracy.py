@@ -1,9 +1,10 @@
 """Predicted cycles against the TPU compiler's and SCALE-Sim's: the accuracy table of docs/cost-model.md.
 
-    python benchmarks/cost_accuracy.py [--shared DIR] [--calibrate]
+    python benchmarks/cost_accuracy.py [--shared DIR] [--calibrate | --leave-out]
 
 Every third (k, n) shape is for calibration, of all dtypes together; the table is for the other shapes.
-``--calibrate`` fits the five constants of each generation (needs scipy) and prints them.
+``--calibrate`` fits the five constants of each generation (needs scipy) and prints them; ``--leave-out`` fits
+them once for each model, on all shapes but that model's, and predicts those.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Row:
     cycles: float
     in_hbm: bool
     calibration: bool
+    models: frozenset[str] = frozenset()
 
 
 def read_rows(shared: Path) -> list[Row]:
@@ -58,6 +60,7 @@ def read_rows(shared: Path) -> list[Row]:
             float(r["estimated_cycles"]),
             r["a_space"] == "HBM|HBM" and r["out_space"] == "HBM",
             (int(r["K"]), int(r["N"])) in calibration,
+            frozenset(r["models"].split("|")),
         )
         for r in table
     ]
@@ -132,6 +135,23 @@ def print_tpu_table(rows: Sequence[Row]) -> None:
             print(f"{name:11} {dtype:5} {len(held):5} {mean:10.1%} {median:8.1%} {largest:8.1%} {rank:12.5f}")
 
 
+def print_left_out_table(rows: Sequence[Row]) -> None:
+    """Per generation, model and dtype: rows of a model whose shapes calibrated nothing."""
+    models = sorted(set().union(*(row.models for row in rows)))
+    print("generation  left out      " + "".join(f"{dtype:>24}" for dtype in DTYPES.values()))
+    for generation, name in GENERATIONS.items():
+        of_generation = [row for row in rows if row.generation == generation and row.in_hbm]
+        for model in models:
+            fitted = calibrate((row for row in of_generation if model not in row.models), load_target(name))
+            cells = []
+            for dtype in DTYPES.values():
+                left = [row for row in of_generation if model in row.models and row.dtype == dtype]
+                predicted = [predicted_with(row, fitted) for row in left]
+                mean, _, _, rank = summary(predicted, [row.cycles for row in left]) if left else (np.nan,) * 4
+                cells.append(f"{mean:10.1%} {rank:8.4f} {len(left):4}" if left else " " * 24)
+            print(f"{name:11} {model:13} {' '.join(cells)}", flush=True)
+
+
 def print_matvec_table(rows: Sequence[Row]) -> None:
     """One row of lhs, wherever the compiler puts it: its main op, bf16."""
     print("\none row of lhs (bf16, main op, also where the compiler keeps lhs and result on chip)")
@@ -175,6 +195,7 @@ def main() -> None:
     root = Path(__file__).resolve().parent.parent
     parser.add_argument("--shared", type=Path, default=root.parent / "shared")
     parser.add_argument("--calibrate", action="store_true", help="fit the constants and print them")
+    parser.add_argument("--leave-out", action="store_true", help="fit without one model, predict that model")
     arguments = parser.parse_args()
     if not (arguments.shared / "cost").is_dir():
         sys.exit(f"the reference data at {arguments.shared} is absent (--shared)")
@@ -184,6 +205,9 @@ def main() -> None:
             chosen = [r for r in rows if r.generation == generation and r.in_hbm and r.calibration]
             compiler = calibrate(chosen, load_target(name)).compiler
             print(name, {constant: float(f"{getattr(compiler, constant):.4g}") for constant in CONSTANTS})
+        return
+    if arguments.leave_out:
+        print_left_out_table(rows)
         return
     print_tpu_table(rows)
     print_matvec_table(rows)

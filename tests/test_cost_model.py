@@ -67,15 +67,27 @@ def test_output_stationary_is_drained_unless_compatible(scalesim):
         assert found.cycles == found.compute_cycles == float(row["demand_rows"]) + drain
 
 
+@pytest.mark.parametrize(("dtype", "most"), [("bf16", 0.05), ("i8", 0.07), ("f32", 0.08)])
 @pytest.mark.parametrize("generation", GENERATIONS)
-def test_held_out_shapes_of_the_tpu_compiler(accuracy, shared, generation):
+def test_held_out_shapes_of_the_tpu_compiler(accuracy, shared, generation, dtype, most):
     rows = [r for r in accuracy.read_rows(shared) if accuracy.GENERATIONS[r.generation] == generation]
-    held = [r for r in rows if r.dtype == "bf16" and r.in_hbm and not r.calibration]
-    assert len(held) >= 96
-    predicted = [cost.matmul(*row.shape, "bf16", generation).cycles for row in held]
-    mean, _, _, rank = accuracy.summary(predicted, [row.cycles for row in held])
-    assert mean <= 0.07
-    assert rank >= 0.998
+    held = [r for r in rows if r.dtype == dtype and r.in_hbm and not r.calibration]
+    assert len(held) >= (48 if generation in ("tpu-v5e", "tpu-v6e") or dtype != "f32" else 0)
+    if held:
+        predicted = [cost.matmul(*row.shape, dtype, generation).cycles for row in held]
+        mean, _, _, rank = accuracy.summary(predicted, [row.cycles for row in held])
+        assert mean <= most
+        assert rank >= 0.995
+
+
+def test_partial_sums_bound_int8_where_the_vector_unit_adds_them():
+    """v6e has twice the int8 rate, but gains less than that; v5e, with half the rows, gains it all."""
+    gains = {
+        name: cost.matmul(4096, 8192, 8192, "bf16", name).cycles
+        / cost.matmul(4096, 8192, 8192, "int8", name).cycles
+        for name in ("tpu-v5e", "tpu-v6e")
+    }
+    assert gains["tpu-v6e"] < 1.6 < 1.8 < gains["tpu-v5e"]
 
 
 def test_the_vectorised_closed_forms_are_those_of_single_shapes():

@@ -78,8 +78,9 @@ class Compiler:
     ``launch_cycles`` once per program; ``step_cycles`` of latency per step of the pipeline;
     ``bytes_per_cycle`` of main memory; ``issue_efficiency`` of the arrays; ``vector_elements_per_cycle``
     at which results are narrowed and stored. ``scoped_bytes`` of on-chip memory are one program's, of
-    which the operands' windows get ``window_bytes``. ``converted``: per dtype, the
-    operands that the arrays take in another dtype.
+    which the operands' windows get ``window_bytes``. ``accumulating_lanes`` of the vector unit add up the
+    partial sums of folds over k (0: the arrays have accumulators of their own). ``converted``: per dtype,
+    the operands that the arrays take in another dtype.
     """
 
     launch_cycles: float
@@ -89,6 +90,7 @@ class Compiler:
     vector_elements_per_cycle: float
     scoped_bytes: int
     window_bytes: int
+    accumulating_lanes: int = 0
     matvec_on_vector_unit: bool = True
     converted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 

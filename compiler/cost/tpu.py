@@ -6,10 +6,17 @@ those of the step before; results are narrowed and stored by the vector unit.
 
     cycles = launch + max(memory, arrays) + min(memory, arrays) / steps + results
     memory = bytes / bytes_per_cycle + steps · step_cycles
-    arrays = multiply-adds (in whole folds) / (cells · macs_per_cell · issue_efficiency)
+    arrays = the longer of multiply-adds (in whole folds) / (cells · macs_per_cell · issue_efficiency)
+             and partial sums / (PARTIAL_SUMS · lanes), where the vector unit adds them up
     results = m · n · NARROWING[dtype] / vector_elements_per_cycle
 
 The term with ``/ steps`` is what one step leaves uncovered: filling and emptying the pipeline.
+
+Operands that the arrays do not take (int8 on v4 and 7x) are converted in on-chip memory. That hides behind
+the arrays and not behind the copies, which use the same memory:
+
+    cycles = launch + max(copies, arrays) + UNCOVERED · min(copies, arrays) + results
+    copies = memory + converted elements · CONVERSION / vector_elements_per_cycle
 """
 
 from __future__ import annotations
@@ -28,8 +35,11 @@ GRANULES = (8, 128, 128)  # a vector register is 8 sublanes of 128 lanes
 # Passes of the vector unit per element, the same for all generations.
 NARROWING: Mapping[str, float] = {"bf16": 1.0, "f16": 1.0}  # per result that is stored in 16 bits
 PREPARATION: Mapping[str, float] = {"f32": 1.35}  # per weight: splitting f32 into bf16 parts
-CONVERSION = 0.95  # per element of an operand that the arrays do not take, and per result of such a dtype
-UNCOVERED_CONVERSION = 1 / 3  # of the shorter of multiplying and converting
+PARTIAL_SUMS = 1.1  # per lane and cycle; with int8 at twice the rate, 256 rows of cells make more of them
+CONVERSION = 0.55  # per element of an operand that the arrays do not take
+SINGLE_STEP = 0.5  # of which so much is left where there is one step, and each element is converted once
+RESULT_CONVERSION = 0.3  # per result of such a dtype
+UNCOVERED = 0.3  # of the shorter of multiplying, and copying and converting
 MATVEC = 1.28  # per weight, where one row of lhs is multiplied and reduced without the arrays
 
 
@@ -64,15 +74,27 @@ def estimate(
     steps, whole = tilings.steps, traffic(tilings, dtype)
     moved = sum(getattr(whole, operand) for operand in from_memory)
     memory = moved / compiler.bytes_per_cycle + steps * compiler.step_cycles
-    macs = steps * _step_macs_cycles(tilings, dtype, arrays) / compiler.issue_efficiency
+    multiplied = _multiplying(tilings, dtype, arrays, compiler)
     prepared = steps * _prepared_elements(tilings, dtype, compiler) / compiler.vector_elements_per_cycle
-    busy = np.maximum(macs, prepared)
-    if dtype in compiler.converted:
-        busy = busy + UNCOVERED_CONVERSION * np.minimum(macs, prepared)
     results = m * n * _narrowing(dtype, compiler) / compiler.vector_elements_per_cycle
+    if dtype in compiler.converted:
+        copies = memory + np.where(steps == 1, SINGLE_STEP, 1.0) * prepared
+        uncovered = UNCOVERED * np.minimum(copies, multiplied)
+        cycles = compiler.launch_cycles + np.maximum(copies, multiplied) + uncovered + results
+        return Estimate(cycles, memory, np.maximum(multiplied, prepared), results)
+    busy = np.maximum(multiplied, prepared)
     uncovered = np.minimum(memory, busy) / steps
     cycles = compiler.launch_cycles + np.maximum(memory, busy) + uncovered + results
     return Estimate(cycles, memory, busy, results)
+
+
+def _multiplying(tilings: Tilings, dtype: str, arrays: Arrays, compiler: Compiler) -> Array:
+    """Cycles of the arrays, or of the vector unit that adds up what comes out of them."""
+    macs = tilings.steps * _step_macs_cycles(tilings, dtype, arrays) / compiler.issue_efficiency
+    if not compiler.accumulating_lanes:
+        return macs
+    sums = tilings.steps * ceil_div(tilings.k, arrays.rows) * tilings.m * tilings.n
+    return np.maximum(macs, sums / (PARTIAL_SUMS * compiler.accumulating_lanes))
 
 
 def _step_macs_cycles(tilings: Tilings, dtype: str, arrays: Arrays) -> Array:
@@ -89,7 +111,7 @@ def _prepared_elements(tilings: Tilings, dtype: str, compiler: Compiler) -> Arra
 
 
 def _narrowing(dtype: str, compiler: Compiler) -> float:
-    return CONVERSION if dtype in compiler.converted else NARROWING.get(dtype, 0.0)
+    return RESULT_CONVERSION if dtype in compiler.converted else NARROWING.get(dtype, 0.0)
 
 
 def matvec_cycles(k: int, n: int, dtype: str, compiler: Compiler) -> tuple[float, float]:
