@@ -1,10 +1,9 @@
 """llama.cpp through llama-cpp-python's C interface, over a GGUF file written from the same weights.
 
 Weights kept as int8 are its Q8_0, as int4-32 its Q4_0 (a scale for each 32). In f32 its caches are f32, too,
-and its flash attention is off, which rounds to f16 whatever the caches are (logits differ by 0.005 with it, by
-0.00001 without); otherwise both are as by default. Files are written once, to
-``gguf`` in systolic's cache directory of the user, and mapped. Its threads spin for a while after a call:
-what runs next waits.
+and its flash attention is off, which rounds to f16 whatever the caches are (logits differ by 0.005 with it,
+by 0.00001 without); otherwise both are as by default. Files are written once, to ``gguf`` in systolic's cache
+directory of the user, and mapped. Its threads spin for a while after a call: what runs next waits.
 """
 
 from __future__ import annotations
