@@ -8,17 +8,19 @@ import os
 import platform as host
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import jaxlib
 import numpy as np
 from jax.extend.backend import get_backend, get_compile_options
 from jax.extend.mlir.dialects import stablehlo
+from jax.sharding import SingleDeviceSharding
 
 from ..compiler.program import STATE_PREFIX, Program
 from ..ir.errors import SystolicError
@@ -27,6 +29,7 @@ from .interface import Arrays
 from .native.build import load_kernels
 from .stablehlo import emit_stablehlo
 
+SMALL = 1 << 16  # bytes of an input; larger ones are copied as seldom as can be
 PORTABLE_VERSION = "1.1.0"  # of StableHLO: the first that can scatter into rows side by side
 
 
@@ -63,6 +66,7 @@ class XlaProgram:
         self._parameters = [node.name for node in program.graph.parameters]
         self._inputs = [node.name for node in program.graph.inputs]
         self._outputs = list(program.graph.outputs)
+        self._has_run = False
 
     def run(
         self, parameters: Arrays, inputs: Arrays, states: Arrays
@@ -74,11 +78,23 @@ class XlaProgram:
             arguments.append(states[name.removeprefix(STATE_PREFIX)] if is_state else inputs[name])
         results: dict[str, Any] = {}
         updated: dict[str, Any] = {}
-        placed = [self._backend.place(a) if isinstance(a, np.ndarray) else a for a in arguments]
-        for name, array in zip(self._outputs, self.executable.execute(placed), strict=True):
+        for name, array in zip(self._outputs, self.executable.execute(self._placed(arguments)), strict=True):
             short = name.removeprefix(STATE_PREFIX)
             (results if short == name else updated)[short] = array
         return results, updated
+
+    def _placed(self, arguments: list[Any]) -> list[Any]:
+        """The arguments on the device. From the second call on, small arrays are placed together: that takes
+        a tenth of the time, but the function that does it is compiled for their shapes."""
+        given = [place for place, array in enumerate(arguments) if isinstance(array, np.ndarray)]
+        arrays = [arguments[place] for place in given]
+        is_together = self._has_run and all(a.dtype.itemsize < 8 and a.nbytes <= SMALL for a in arrays)
+        on_device = self._backend.place_together(arrays) if is_together else map(self._backend.place, arrays)
+        self._has_run = True
+        filled = list(arguments)
+        for place, array in zip(given, on_device, strict=True):
+            filled[place] = array
+        return filled
 
     @property
     def optimized_text(self) -> str:
@@ -125,6 +141,12 @@ class XlaBackend:
             with jax.enable_x64(True):
                 return jax.device_put(array, self.device)
         return jax.device_put(array, self.device)
+
+    @cached_property
+    def place_together(self) -> Callable[[list[np.ndarray]], list[Any]]:
+        """Places arrays of at most 32-bit types in one call, which jax does without leaving C++."""
+        place = SingleDeviceSharding(self.device)
+        return jax.jit(lambda arrays: list(map(jnp.copy, arrays)), in_shardings=place, out_shardings=place)
 
     def fetch(self, array: Any) -> np.ndarray:
         return np.asarray(array)

@@ -128,8 +128,10 @@ def judge_window(results: Results) -> list[Judgement]:
 
 
 def judge_overhead(results: Results) -> list[Judgement]:
-    bare = np.array(results["bare"])
-    host, loop = (1e3 * (np.array(results[f"greedy: {name}"]) - bare) for name in ("calls of 1", "one call"))
+    pairs = {"calls of 1": "bare, waited for", "one call": "bare"}
+    host, loop = (
+        1e3 * (np.array(results[f"greedy: {name}"]) - np.array(results[bare])) for name, bare in pairs.items()
+    )
     return [
         Judgement("overhead per token over the program, from the host", 100, host.tolist(), "µs", False),
         Judgement("overhead per token in the device loop", 10, loop.tolist(), "µs", False),
