@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..ir.errors import SystolicError
-from .interface import Arrays, Backend, Prepared
+from .interface import Arrays, Backend, Lowered, Prepared
 
 BACKENDS = ("numpy", "xla")
 
@@ -29,4 +29,4 @@ def backend_named(name: str, cache_directory: Path | None = None) -> Backend:
     raise SystolicError(f"there is no backend {name!r}; the backends are {' and '.join(BACKENDS)}")
 
 
-__all__ = ["BACKENDS", "Arrays", "Backend", "Prepared", "backend_named"]
+__all__ = ["BACKENDS", "Arrays", "Backend", "Lowered", "Prepared", "backend_named"]

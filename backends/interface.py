@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +11,14 @@ import numpy as np
 from ..compiler.program import Program
 
 Arrays = Mapping[str, Any]  # device arrays or NumPy arrays, by name
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """A program in the words of a backend: StableHLO, or the source of a NumPy module."""
+
+    program: Program
+    text: str
 
 
 class Prepared(Protocol):
@@ -32,9 +41,20 @@ class Backend(Protocol):
     """A way to run programs."""
 
     name: str
+    alignment: int  # bytes; an array that begins at a multiple of it is placed without a copy
+
+    @property
+    def lowering(self) -> str:
+        """What the text of a program depends on, beside the program."""
+
+    def lower(self, program: Program) -> Lowered:
+        """Writes a program in the words of this backend."""
+
+    def load(self, lowered: Lowered) -> Prepared:
+        """Compiles what ``lower`` wrote, in this process or an earlier one."""
 
     def prepare(self, program: Program) -> Prepared:
-        """Compiles a program."""
+        """Both: compiles a program."""
 
     def place(self, array: np.ndarray) -> Any:
         """Moves an array to where programs run."""

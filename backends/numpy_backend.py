@@ -13,7 +13,7 @@ import numpy as np
 from ..compiler.cost.targets import Target
 from ..compiler.program import Program
 from ..ir.types import DTYPES
-from .interface import Arrays
+from .interface import Arrays, Lowered
 from .numpy_source import emit_numpy
 
 
@@ -37,13 +37,27 @@ class NumpyBackend:
     """NumPy on the host; needs no compiler. For a ``target``, contractions run as loops over its tiles."""
 
     name = "numpy"
+    alignment = 1
 
     def __init__(self, target: Target | None = None) -> None:
         self._target = target
 
+    @property
+    def lowering(self) -> str:
+        """What the text of a program depends on, beside the program."""
+        return f"numpy {self._target}"
+
+    def lower(self, program: Program) -> Lowered:
+        """The program as the source of a module."""
+        return Lowered(program, emit_numpy(program, self._target))
+
     def prepare(self, program: Program) -> NumpyProgram:
-        """Emits the program and executes the text, which tracebacks can show."""
-        source = emit_numpy(program, self._target)
+        """Emits the program and executes the text."""
+        return self.load(self.lower(program))
+
+    def load(self, lowered: Lowered) -> NumpyProgram:
+        """Executes the text, which tracebacks can show."""
+        program, source = lowered.program, lowered.text
         digest = hashlib.sha256(source.encode()).hexdigest()[:8]
         file = f"<systolic {program.name} {digest}>"
         linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)

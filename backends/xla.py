@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import platform as host
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ from jax.sharding import SingleDeviceSharding
 from ..compiler.program import STATE_PREFIX, Program
 from ..ir.errors import SystolicError
 from ..ir.types import DTYPES
-from .interface import Arrays
+from .cache import default_cache_directory, read_entry, write_entry
+from .interface import Arrays, Lowered
 from .native.build import load_kernels
 from .stablehlo import emit_stablehlo
 
@@ -36,12 +36,6 @@ PORTABLE_VERSION = "1.1.0"  # of StableHLO: the first that can scatter into rows
 def portable_artifact(text: str) -> bytes:
     """StableHLO text in the form that later (and somewhat earlier) releases of XLA load, too."""
     return stablehlo.serialize_portable_artifact_str(text, PORTABLE_VERSION)
-
-
-def default_cache_directory() -> Path:
-    """``systolic/xla`` in the user's cache directory, as XDG_CACHE_HOME has it."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "systolic" / "xla"
 
 
 @dataclass(frozen=True)
@@ -116,6 +110,7 @@ class XlaBackend:
     """
 
     name = "xla"
+    alignment = 64
 
     def __init__(
         self, platform: str | None = None, cache_directory: Path | None = None, *, native: bool = True
@@ -130,10 +125,22 @@ class XlaBackend:
         # One place for all, whatever the directory of programs: a process can register a kernel only once.
         self.kernels = load_kernels(default_cache_directory(), processor()) if is_native else None
 
+    @property
+    def lowering(self) -> str:
+        """What the text of a program depends on, beside the program."""
+        return f"xla {self.kernels.version if self.kernels else ''}"
+
+    def lower(self, program: Program) -> Lowered:
+        """The program as StableHLO."""
+        return Lowered(program, emit_stablehlo(program, self.kernels))
+
+    def load(self, lowered: Lowered) -> XlaProgram:
+        """Compiles the text, or loads what an earlier process compiled. Threads may do so side by side."""
+        return XlaProgram(lowered.program, lowered.text, self.compile(lowered.text), self)
+
     def prepare(self, program: Program) -> XlaProgram:
         """Emits and compiles the program, or loads what an earlier process compiled."""
-        text = emit_stablehlo(program, self.kernels)
-        return XlaProgram(program, text, self.compile(text), self)
+        return self.load(self.lower(program))
 
     def place(self, array: np.ndarray) -> Any:
         """Moves an array to the device; 64-bit types stay as they are."""
@@ -162,7 +169,8 @@ class XlaBackend:
         from_cache = executable is not None
         if executable is None:
             executable = self._client.compile_and_load(module, [self.device], self._options)
-            self._store(entry, executable)
+            with contextlib.suppress(RuntimeError):  # what cannot be serialised is not kept
+                write_entry(entry, executable.serialize())
         return Compiled(executable, time.perf_counter() - started, from_cache)
 
     @cached_property
@@ -183,27 +191,13 @@ class XlaBackend:
 
     def _load(self, entry: Path) -> Any | None:
         """The executable stored at ``entry``; None if there is none that this release can load."""
+        data = read_entry(entry)
+        if data is None:
+            return None
         try:
-            data = entry.read_bytes()
             return self._client.deserialize_executable(data, [self.device], self._options)
-        except (OSError, RuntimeError, ValueError):
+        except (RuntimeError, ValueError):
             return None  # compiling again replaces the entry
-
-    def _store(self, entry: Path, executable: Any) -> None:
-        """Writes the entry at once or not at all; a cache that cannot be written is no error."""
-        try:
-            data = executable.serialize()
-            entry.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=entry.parent)
-        except (OSError, RuntimeError):
-            return
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.replace(name, entry)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
 
 
 def processor() -> str:

@@ -21,8 +21,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import networkx as nx
-
 from .errors import CausalityError, Location
 from .time import NOW, WHOLE, Access, Reach, delay_access
 from .types import MAIN, TEXT, show_type
@@ -159,6 +157,8 @@ def _components(graph: Graph, reads: Reads) -> Iterator[list[Node]]:
     if not graph.feedback:
         yield from ([node] for node in graph.nodes)
         return
+    import networkx as nx  # a tenth of a second to load, and most graphs have no cycles
+
     position = {node: i for i, node in enumerate(graph.nodes)}
     flow = nx.DiGraph()
     flow.add_nodes_from(range(len(position)))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .graph import Graph, Node
+if TYPE_CHECKING:
+    from .graph import Graph, Node
 
 Values = Mapping[str, np.ndarray]
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .causality import Certificate, certify
 from .dumps.text import print_graph
 from .errors import GraphError, Location
 from .op import Op, Params, TypeMismatch
+from .ops import OPS
 from .time import NOW, Access
 from .types import Past, Size, TensorType, ValueType, show_type
 
@@ -148,6 +149,22 @@ class Graph:
     def __str__(self) -> str:
         return print_graph(self)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How a graph is pickled: nodes in a row that name what they read by number, however deep it is."""
+        number = {node: i for i, node in enumerate(self.nodes)}
+        rows = [
+            (
+                node.op.name,
+                [(number[edge.source], edge.access) for edge in node.inputs],
+                *(node.params, node.type, node.clock, node.name, node.scope, node.location),
+            )
+            for node in self.nodes
+        ]
+        places = [number[node] for node in (*self.inputs, *self.parameters, *self.outputs.values())]
+        pairs = [(number[previous], number[value]) for previous, value in self.feedback]
+        counts = (len(self.inputs), len(self.parameters), tuple(self.outputs))
+        return _graph_of_rows, (self.name, rows, places, counts, pairs)
+
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
         """All nodes in topological order: inputs and parameters first, feedback edges cut."""
@@ -190,6 +207,23 @@ class Graph:
     def bind(self, **sizes: int) -> Graph:
         """The same graph with named sizes replaced by numbers; every type is inferred again."""
         return bind_sizes(self, sizes)
+
+
+def _graph_of_rows(name: str, rows: list, places: list, counts: tuple, pairs: list) -> Graph:
+    """The inverse of ``Graph.__reduce__``."""
+    nodes: list[Node] = []
+    for op, inputs, *rest in rows:
+        nodes.append(Node(OPS[op], tuple(Edge(nodes[i], access) for i, access in inputs), *rest))
+    found = [nodes[i] for i in places]
+    inputs, parameters, names = counts
+    behind = inputs + parameters
+    return Graph(
+        name,
+        tuple(found[:inputs]),
+        tuple(found[inputs:behind]),
+        dict(zip(names, found[behind:], strict=True)),
+        tuple((nodes[previous], nodes[value]) for previous, value in pairs),
+    )
 
 
 # ---- building a graph anew from an old one: the only way in which a pass changes anything ----

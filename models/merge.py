@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -25,11 +26,15 @@ class MergedTensor(StoredTensor):
     factors: Factors
     transposed: bool
 
-    def array(self, dtype: np.dtype) -> np.ndarray:
+    def array(self, dtype: np.dtype, alignment: int = 1) -> np.ndarray:
         """The sum, computed in f32 and rounded once, anew at each call, so that only the caller keeps it."""
         return self.factors.added_to(self.base.array(F32), transposed=self.transposed).astype(
             dtype, copy=False
         )
+
+    def blocks(self, dtype: np.dtype) -> Iterator[tuple[Any, np.ndarray]]:
+        """All values at once: the adapter is added to the whole."""
+        yield ..., self.array(dtype)
 
 
 def merge(

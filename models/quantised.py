@@ -20,6 +20,7 @@ from ..ir.errors import SystolicError
 from ..ir.graph import Graph, Node, copy_node, make_node
 from ..ir.ops import OPS
 from ..ir.types import TensorType
+from .weights import Weights, aligned_empty
 
 LEAST_WEIGHTS = 1 << 12  # elements of a matrix; smaller ones stay as they are
 VALUES, SCALES = ".integers", ".scales"  # what the two parameters of a matrix are called behind its name
@@ -41,11 +42,28 @@ class Scheme:
         """f32[n, d] as integers i8[n, G, d/G], or u8[n, G, d/G/2], and scales f32[n, G]."""
         rows, width = weights.shape
         grouped = weights.reshape(rows, self.groups(width), -1)
-        most = 2 ** (self.bits - 1) - 1
-        scales = np.abs(grouped).max(axis=-1) / np.float32(most)
-        safe = np.where(scales == 0, 1, scales)[..., None]
-        integers = np.clip(np.rint(grouped / safe), -most, most).astype(np.int8)
-        return (_packed(integers) if self.bits == 4 else integers), scales.astype(np.float32)
+        most = np.float32(2 ** (self.bits - 1) - 1)
+        scales = _largest(np.abs(grouped)) / most
+        scaled = grouped / np.where(scales == 0, np.float32(1), scales)[..., None]
+        np.clip(np.rint(scaled, out=scaled), -most, most, out=scaled)
+        integers = scaled.astype(np.int8)
+        return (_packed(integers) if self.bits == 4 else integers), scales
+
+    def empty(self, rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Room for the integers and scales of a matrix [n, d]."""
+        groups = self.groups(width)
+        packed = width // groups * self.bits // 8
+        dtype = np.dtype(np.uint8 if self.bits == 4 else np.int8)
+        integers = aligned_empty((rows, groups, packed), dtype)
+        return integers, aligned_empty((rows, groups), np.dtype(np.float32))
+
+
+def _largest(magnitudes: np.ndarray) -> np.ndarray:
+    """The maximum over the last axis, halving it: NumPy is slow where it reduces few numbers at a time."""
+    while magnitudes.shape[-1] > 1 and magnitudes.shape[-1] % 2 == 0:
+        half = magnitudes.shape[-1] // 2
+        magnitudes = np.maximum(magnitudes[..., :half], magnitudes[..., half:])
+    return magnitudes.max(axis=-1)
 
 
 def _packed(integers: np.ndarray) -> np.ndarray:
@@ -69,14 +87,32 @@ class QuantisedWeights(Mapping[str, np.ndarray]):
         self._weights = weights
         self._scheme = scheme
         self._turned = turned  # the matrices that are quantised, and whether files keep them as [d, n]
+        self._scales: dict[str, np.ndarray] = {}  # of matrices whose integers have been asked for
 
     def __getitem__(self, name: str) -> np.ndarray:
-        for suffix, part in ((VALUES, 0), (SCALES, 1)):
-            matrix = name.removesuffix(suffix)
-            if matrix != name and matrix in self._turned:
-                stored = np.asarray(self._weights[matrix], np.float32)
-                return self._scheme.quantise(stored.T if self._turned[matrix] else stored)[part]
-        return self._weights[name]
+        matrix = name.removesuffix(VALUES).removesuffix(SCALES)
+        if matrix == name or matrix not in self._turned:
+            return self._weights[name]
+        if name.endswith(SCALES) and matrix in self._scales:
+            return self._scales[matrix]
+        integers, self._scales[matrix] = self._quantised(matrix)
+        return integers if name.endswith(VALUES) else self._scales[matrix]
+
+    def read_ahead(self) -> None:
+        """Asks the system to read the files now, while something else is done."""
+        if isinstance(self._weights, Weights):
+            self._weights.read_ahead()
+
+    def _quantised(self, matrix: str) -> tuple[np.ndarray, np.ndarray]:
+        """Integers and scales, some rows at a time, so that the matrix never is in memory as floats."""
+        if self._turned[matrix]:
+            return self._scheme.quantise(np.asarray(self._weights[matrix], np.float32).T)
+        if not isinstance(self._weights, Weights):
+            return self._scheme.quantise(np.asarray(self._weights[matrix], np.float32))
+        integers, scales = self._scheme.empty(*self._weights.shape(matrix))
+        for rows, values in self._weights.blocks(matrix):
+            integers[rows], scales[rows] = self._scheme.quantise(values)
+        return integers, scales
 
     def __iter__(self) -> Iterator[str]:
         for name in self._weights:

@@ -1,16 +1,21 @@
 """Checkpoints: memory-mapped safetensors, and the account of every tensor against a graph.
 
 Nothing is read before it is asked for; a tensor that is stored in the type that is wanted is not even
-copied. What does not fit is one sentence that names the file and the tensor.
+copied, unless the file has it where a backend cannot use it. Everything else is converted block by block, and
+what has been read of the file is given back, so that loading needs little more memory than the weights.
+What does not fit is one sentence that names the file and the tensor.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import mmap
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -22,6 +27,10 @@ from .spec import read_config
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ALIGNMENT = 64  # bytes; of what is made here, so that any backend can use it where it is
+_BLOCK = 1 << 18  # values that are converted at a time: about what the caches of a core hold
+_LARGE_PAGE = 1 << 21  # bytes
+_OWN_PAGES = 1 << 20  # bytes of an array from which on it gets pages of its own
 _STORED_FLOATS = {"F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16"}
 
 
@@ -52,16 +61,48 @@ class StoredTensor:
     data: np.ndarray  # u8[bytes], a view of the mapped file
     shape: tuple[int, ...]
     dtype: str  # as in the file: F32, BF16, …
+    mapped: mmap.mmap | None = field(default=None, kw_only=True)
+    offset: int = field(default=0, kw_only=True)  # of the data in the mapped file
 
     @property
     def is_floating(self) -> bool:
         """Whether the values are floats of a type that is known."""
         return self.dtype in _STORED_FLOATS
 
-    def array(self, dtype: np.dtype) -> np.ndarray:
-        """The values as ``dtype``; a view of the file if they are stored like that."""
-        stored = self.data.view(DTYPES[_STORED_FLOATS[self.dtype]]).reshape(self.shape)
-        return np.require(stored.astype(dtype, copy=False), requirements="A")
+    def array(self, dtype: np.dtype, alignment: int = 1) -> np.ndarray:
+        """The values as ``dtype``, at a multiple of ``alignment`` bytes; a view of the file if they are so."""
+        stored = self._stored
+        if stored.dtype == dtype and stored.flags.aligned and stored.ctypes.data % alignment == 0:
+            return stored
+        array = aligned_empty(self.shape, dtype)
+        for rows, values in self.blocks(dtype):
+            array[rows] = values
+        return array
+
+    def blocks(self, dtype: np.dtype) -> Iterator[tuple[Any, np.ndarray]]:
+        """The values as ``dtype``, some rows at a time, each with its place on the first axis.
+
+        What has been read of the file is not kept in memory for this process.
+        """
+        stored, done = self._stored, self.offset
+        step = max(1, _BLOCK // math.prod(self.shape[1:])) if stored.size else 1
+        places = [slice(at, at + step) for at in range(0, self.shape[0], step)] if self.shape else [...]
+        for place in places:
+            values = stored[place]
+            yield place, values.astype(dtype, copy=False)
+            self._release(done, done + values.nbytes)
+            done += values.nbytes
+
+    def _release(self, start: int, end: int) -> None:
+        """Gives pages of the file back; they are mapped again for whoever still reads them."""
+        if self.mapped is not None and hasattr(self.mapped, "madvise"):
+            first = start - start % _LARGE_PAGE  # what lies beside was mapped together with it
+            last = min(end + -end % _LARGE_PAGE, len(self.mapped))
+            self.mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+    @property
+    def _stored(self) -> np.ndarray:
+        return self.data.view(DTYPES[_STORED_FLOATS[self.dtype]]).reshape(self.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +111,12 @@ class TensorStack:
 
     parts: tuple[StoredTensor, ...]
 
-    def array(self, dtype: np.dtype) -> np.ndarray:
+    def array(self, dtype: np.dtype, alignment: int = 1) -> np.ndarray:
         """The values as ``dtype``, put together anew at each call, so that only the caller keeps them."""
-        stacked = np.empty((len(self.parts), *self.parts[0].shape), dtype)
-        for place, part in zip(stacked, self.parts, strict=True):
-            place[...] = part.array(dtype)
+        stacked = aligned_empty((len(self.parts), *self.parts[0].shape), dtype)
+        for part_of, part in zip(stacked, self.parts, strict=True):
+            for place, values in part.blocks(dtype):
+                part_of[place] = values
         return stacked
 
 
@@ -88,7 +130,34 @@ class Weights(Mapping[str, np.ndarray]):
         self._types = types
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._tensors[name].array(DTYPES[self._types[name].dtype])
+        return self.array(name)
+
+    def array(self, name: str, alignment: int = 1) -> np.ndarray:
+        """A parameter whose memory begins at a multiple of ``alignment`` bytes."""
+        return self._tensors[name].array(DTYPES[self._types[name].dtype], alignment)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a parameter."""
+        return self._types[name].static_shape
+
+    def blocks(self, name: str) -> Iterator[tuple[Any, np.ndarray]]:
+        """The values of a parameter some rows at a time, each with its place on the first axis."""
+        tensor = self._tensors[name]
+        if isinstance(tensor, StoredTensor):
+            yield from tensor.blocks(DTYPES[self._types[name].dtype])
+        else:
+            yield slice(None), self[name]
+
+    def read_ahead(self) -> None:
+        """Asks the system to read all files now, while something else is done."""
+        for mapped in {id(m): m for m in self._mapped()}.values():
+            if hasattr(mapped, "madvise"):
+                mapped.madvise(mmap.MADV_WILLNEED)
+
+    def _mapped(self) -> Iterator[mmap.mmap]:
+        for tensor in self._tensors.values():
+            parts = tensor.parts if isinstance(tensor, TensorStack) else (tensor,)
+            yield from (part.mapped for part in parts if part.mapped is not None)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -105,20 +174,42 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
     try:
         with safe_open(path, "numpy"):  # the library checks that the header fits the file
             pass
-        data = np.memmap(path, np.uint8, mode="r")
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise SystolicError(f"{path}: cannot be read: {error.strerror or 'no such file'}") from None
     except SafetensorError as error:
         raise SystolicError(f"{path}: is truncated or corrupt: {error}") from None
-    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
-    header = json.loads(data[8:start].tobytes())
+    start = 8 + int.from_bytes(mapped[:8], "little")
+    header = json.loads(mapped[8:start])
     header.pop("__metadata__", None)
-    return {name: _stored(path, data[start:], entry) for name, entry in header.items()}
+    return {name: _stored(path, mapped, start, entry) for name, entry in header.items()}
 
 
-def _stored(path: Path, data: np.ndarray, entry: Mapping) -> StoredTensor:
-    first, last = entry["data_offsets"]
-    return StoredTensor(path, np.asarray(data[first:last]), tuple(entry["shape"]), entry["dtype"])
+def _stored(path: Path, mapped: mmap.mmap, start: int, entry: Mapping) -> StoredTensor:
+    first, last = (start + offset for offset in entry["data_offsets"])
+    data = np.frombuffer(mapped, np.uint8)[first:last]
+    return StoredTensor(path, data, tuple(entry["shape"]), entry["dtype"], mapped=mapped, offset=first)
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array without values whose memory begins at a multiple of ``ALIGNMENT``."""
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    if size >= _OWN_PAGES and hasattr(mmap, "MAP_ANONYMOUS"):
+        memory = np.frombuffer(_fresh_pages(size), np.uint8)
+    else:
+        memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _fresh_pages(size: int) -> mmap.mmap:
+    """Memory of its own, in large pages where the system has them: it is had, and read, in fewer steps."""
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages
 
 
 def read_checkpoint(directory: Path) -> dict[str, StoredTensor]:

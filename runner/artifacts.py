@@ -34,7 +34,7 @@ from .decode_loop import FEWEST_STOPS
 from .executable import Executable
 from .files import new_directory
 from .options import Options
-from .programs import DerivedPrograms
+from .program_source import DerivedPrograms
 from .sampling.chain import Row, Structure, structure_of
 from .sampling.filters import Temperature, TopK, TopP
 from .sampling.programs import loop_program

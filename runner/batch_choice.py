@@ -9,7 +9,7 @@ import numpy as np
 
 from ..compiler.derive.generation import SAMPLING
 from .batch import Batch
-from .decode_loop import loop_programs
+from .decode_loop import loop_programs, token_and_logits
 from .sampling.chain import Row, Structure, row_inputs, structure_of
 from .sampling.filters import MinP, Temperature, TopK, TopP
 from .sampling.step import NONE
@@ -37,8 +37,9 @@ class BatchChooser:
         if self._is_possible:
             self._sample = executable.programs.sample(USUAL, executable.logit_count)
             stops, room = len(executable.model.eos_ids), rows.room
+            names = token_and_logits(executable)
             self._loops = {
-                structure: loop_programs(executable, structure, stops, room)[0]
+                structure: loop_programs(executable.programs, names, structure, stops, room)[0]
                 for structure in (GREEDY, USUAL)
             }
             (stop,) = (node for node in self._loops[GREEDY].program.graph.inputs if node.name == "stop")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import sys
@@ -23,6 +24,7 @@ from .commands.targets import targets
 from .commands.view import view
 
 BAD_INPUT_STATUS = 2
+ALLOCATIONS = 50_000  # between two searches for garbage: importing jax alone makes half a million objects
 
 app = typer.Typer(
     name="systolic",
@@ -67,6 +69,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character
     try:
         try:
+            gc.set_threshold(ALLOCATIONS)
             app()
         except SystemExit:
             sys.stdout.flush()  # while a closed pipe can still be told from a bug

@@ -15,6 +15,7 @@ from ..compiler.program import Program
 from ..ir.errors import SystolicError
 from .adapters import adapter_inputs
 from .lengths import TextLengths
+from .programs import ProgramTable, Result
 from .sampling.chain import DAMAGED, Row, Structure, row_inputs, structure_of
 from .sampling.programs import LONGEST_CALL
 from .sampling.step import NONE
@@ -175,8 +176,9 @@ class DecodeLoop:
         stop = np.full((len(stops), _power_of_two(count)), NONE, np.int32)
         for row, tokens in enumerate(stops):
             stop[row, : len(tokens)] = tokens
+        names, states = token_and_logits(executable), 0 if table is None else len(table)
         self._program, self._recall = loop_programs(
-            executable, self.structure, count, self.rows.longest_source, 0 if table is None else len(table)
+            executable.programs, names, self.structure, count, self.rows.longest_source, states
         )
         self._memory = Memory(executable, self._program.program, self._recall)
         numbers = {**sampling_inputs(self.structure, sampling, self._program.program), "stop": stop}
@@ -223,13 +225,22 @@ class DecodeLoop:
         return made
 
 
+def token_and_logits(executable: Executable) -> tuple[str, str]:
+    """The names of the model's token input and of the output that tokens are chosen from."""
+    return executable.inputs.token.name, executable.logits_output
+
+
 def loop_programs(
-    executable: Executable, structure: Structure, stops: int, source: int, states: int = 0
-) -> tuple[Prepared, Prepared | None]:
+    programs: ProgramTable[Result],
+    names: tuple[str, str],
+    structure: Structure,
+    stops: int,
+    source: int,
+    states: int = 0,
+) -> tuple[Result, Result | None]:
     """The decode loop, and what fills its memory, for so many tokens that end a row."""
-    names = (executable.inputs.token.name, executable.logits_output)
-    loop = executable.programs.generate(structure, _power_of_two(stops), names, source, states)
-    return loop, executable.programs.recall(structure, names)
+    loop = programs.generate(structure, _power_of_two(stops), names, source, states)
+    return loop, programs.recall(structure, names)
 
 
 def raise_if_failed(token: int, count: int) -> None:

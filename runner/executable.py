@@ -13,27 +13,32 @@ import numpy as np
 
 from ..backends import backend_named
 from ..backends.interface import Backend
+from ..compiler.collection import paused_collection
 from ..compiler.pipeline import run_passes
 from ..compiler.program import State
 from ..compiler.similarity import with_similarity
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph
-from ..ir.types import DTYPES, TensorType
 from ..models.adapters import with_adapters
 from ..models.chat_template import Message
 from ..models.load import Model
+from ..models.quantised import QuantisedWeights
+from ..models.weights import Weights
 from .adapters import adapter_choice, adapters_of
 from .batch import Batch
 from .beams import BeamSearch, Hypothesis, beam_search
 from .chat import chat_prompt
 from .constrained import run_constrained
 from .contrastive import ContrastiveSearch, contrastive_steps
-from .generate import Generation, Step, chunk_sizes, prepare_loop, run_rows, unwatched
+from .generate import Generation, Step, chunk_sizes, loop_of, run_rows, unwatched
 from .grammar import Grammars
 from .graph_model import model_of_graph
 from .inputs import Inputs
 from .options import GRAPH_CAPACITY, Options, options_for
-from .programs import DerivedPrograms, Programs, ProgramSource
+from .placement import place_weights
+from .program_source import DerivedPrograms, ProgramSource
+from .program_store import ProgramStore, program_store
+from .programs import Programs, Report
 from .prompts import prompt_of
 from .saved_state import load_state, save_state
 from .scheduler import Scheduler
@@ -57,11 +62,18 @@ class Executable:
     top_p, seed, logprobs and many more.
     """
 
-    def __init__(self, model: Model, options: Options, backend: Backend, source: ProgramSource) -> None:
+    def __init__(
+        self,
+        model: Model,
+        options: Options,
+        backend: Backend,
+        source: ProgramSource,
+        store: ProgramStore | None = None,
+    ) -> None:
         self.model = model
         self.options = options
         self.backend = backend
-        self.programs = Programs(source, backend)
+        self.programs = Programs(source, backend, store)
         self._wider: dict[int, Executable] = {}  # by rows
 
     @property
@@ -85,15 +97,7 @@ class Executable:
     @cached_property
     def parameters(self) -> Mapping[str, Any]:
         """The weights, by name, where the backend wants them."""
-        graph, weights = self.model.graph, self.model.weights
-        if weights is None:
-            raise SystolicError(f"{self.model.name} has no weights, so it cannot run")
-        placed = {}
-        for node in graph.parameters:
-            if node.name not in weights:
-                raise SystolicError(f"the weights of {self.model.name} have no tensor {node.name}")
-            placed[node.name] = self.backend.place(_checked(node.name, weights[node.name], node.tensor))
-        return placed
+        return place_weights(self.model.graph, self.model.weights, self.backend, self.model.name)
 
     @property
     def logits_output(self) -> str:
@@ -207,15 +211,19 @@ class Executable:
 
     # ---- generation ----
 
-    def prepare(self, length: int, **generation: Any) -> None:
-        """Makes the programs now that a prompt of ``length`` tokens will need with these settings."""
-        if self.inputs.source:
-            self.programs.source(length)
+    def prepare(self, length: int, *, report: Report | None = None, **generation: Any) -> None:
+        """Makes the programs now that a prompt of ``length`` tokens will need with these settings.
+
+        They are compiled side by side; ``report`` is told how many are ready, and of how many.
+        """
+        lowered = self.programs.lowered
+        source = length if self.inputs.source else 0
         learned = adapter_choice(self.model, generation.get("adapter")).prompt
-        prefix = 1 if self.inputs.source else length + len(learned)
-        for size in chunk_sizes(prefix - 1, self.options.chunks):
-            self.programs.chunk(size)
-        prepare_loop(self, prefix, Generation(**generation), length if self.inputs.source else 0)
+        prefix = 1 if source else length + len(learned)
+        wanted = [lowered.source(source)] if source else []
+        wanted += [lowered.chunk(size, source) for size in chunk_sizes(prefix - 1, self.options.chunks)]
+        wanted += loop_of(self, prefix, Generation(**generation), source)
+        self.programs.prepare(wanted, report)
 
     def steps(
         self, prompt: Prompt | Source = (), *, encoder_states: np.ndarray | None = None, **generation: Any
@@ -323,7 +331,9 @@ class Executable:
             return self
         if rows not in self._wider:
             source, options = self.programs.with_rows(rows), replace(self.options, batch=rows)
-            self._wider[rows] = Executable(self.model, options, self.backend, source)
+            store = self.programs.lowered.store
+            wider = None if store is None else store.within(f"{rows} rows")
+            self._wider[rows] = Executable(self.model, options, self.backend, source, wider)
             self._wider[rows].__dict__["parameters"] = self.parameters
         return self._wider[rows]
 
@@ -356,13 +366,6 @@ class Executable:
         return self.tokenizer.encode(prompt)
 
 
-def _checked(name: str, array: np.ndarray, type_: TensorType) -> np.ndarray:
-    found = np.asarray(array)
-    if found.shape != type_.static_shape or found.dtype != DTYPES[type_.dtype]:
-        raise SystolicError(f"weight {name} must be {type_}, not {found.dtype} {list(found.shape)}")
-    return found
-
-
 def compile(
     model: Model | Graph,
     weights: Mapping[str, np.ndarray] | None = None,
@@ -392,6 +395,11 @@ def compile(
         model = with_adapters(model, adapters)
     cache = None if cache_directory is None else Path(cache_directory)
     options = options_for(model, backend, batch, capacity, chunk, state, cache, state_dtype)
+    if isinstance(model.weights, (Weights, QuantisedWeights)):
+        model.weights.read_ahead()  # while jax is loaded
     model = model.for_texts_up_to(options.capacity)
-    final = run_passes(model.graph, options.passes)[-1].graph
-    return Executable(model, options, backend_named(backend, cache), DerivedPrograms(final, options))
+    chosen = backend_named(backend, cache)
+    store = program_store(model.graph, options, chosen)
+    with paused_collection():
+        final = store.keep("simplified", lambda: run_passes(model.graph, options.passes)[-1].graph, Graph)
+    return Executable(model, options, chosen, DerivedPrograms(final, options), store)

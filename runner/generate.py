@@ -9,9 +9,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..backends.interface import Lowered
 from ..ir.errors import SystolicError
 from .constraints import constraint_steps
-from .decode_loop import LONGEST_CALL, DecodeLoop, Made, Pace, chunk_sizes, loop_programs, raise_if_failed
+from .decode_loop import (
+    LONGEST_CALL,
+    DecodeLoop,
+    Made,
+    Pace,
+    chunk_sizes,
+    loop_programs,
+    raise_if_failed,
+    token_and_logits,
+)
 from .grammar import Grammar
 from .sampling import Row, Sampling, is_integer
 from .sampling.chain import structure_of
@@ -28,7 +38,7 @@ __all__ = [
     "Reply",
     "Step",
     "chunk_sizes",
-    "prepare_loop",
+    "loop_of",
     "run_rows",
     "unwatched",
 ]
@@ -188,15 +198,18 @@ def unwatched(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"tokens_per_call": LONGEST_CALL, **settings}
 
 
-def prepare_loop(executable: Executable, prompt: int, generation: Generation, source: int = 0) -> None:
-    """Makes the programs that rows behind prompts of so many tokens go on with."""
+def loop_of(executable: Executable, prompt: int, generation: Generation, source: int = 0) -> list[Lowered]:
+    """The programs that rows behind prompts of so many tokens go on with."""
     if generation.form is not None:
-        return  # each token is chosen on the host
+        return []  # each token is chosen on the host
     row = sampling_row(executable, prompt, generation)
     ends = generation.end_tokens(executable.model.eos_ids)
     table = _stop_table(executable, generation)
     states = 0 if table is None else len(table)
-    loop_programs(executable, structure_of([row], generation.logprobs), len(ends), source, states)
+    structure = structure_of([row], generation.logprobs)
+    names = token_and_logits(executable)
+    loop, recall = loop_programs(executable.programs.lowered, names, structure, len(ends), source, states)
+    return [loop] if recall is None else [loop, recall]
 
 
 def _stop_table(executable: Executable, generation: Generation) -> np.ndarray | None:

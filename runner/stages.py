@@ -14,7 +14,7 @@ from ..ir.errors import SystolicError
 from ..ir.graph import Graph
 from ..models.load import Model
 from .options import Options
-from .programs import DerivedPrograms
+from .program_source import DerivedPrograms
 
 CODE = ("stablehlo", "numpy")
 PROGRAMS = ("source", "prefill", "decode", "score")

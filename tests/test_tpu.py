@@ -18,7 +18,7 @@ from systolic.compiler.pipeline import run_passes
 from systolic.ir.errors import SystolicError
 from systolic.models.load import load
 from systolic.runner.options import Options
-from systolic.runner.programs import DerivedPrograms
+from systolic.runner.program_source import DerivedPrograms
 from systolic.runner.tpu_report import audit, findings, report_on
 
 GPT2 = {

@@ -17,9 +17,10 @@ from programs_by_hand import (
     program_from,
 )
 
+from systolic.backends.cache import default_cache_directory
 from systolic.backends.numpy_backend import NumpyBackend
 from systolic.backends.stablehlo import emit_stablehlo
-from systolic.backends.xla import XlaBackend, default_cache_directory, portable_artifact
+from systolic.backends.xla import XlaBackend, portable_artifact
 from systolic.ir.errors import SystolicError
 from systolic.ir.graph import Graph
 from systolic.ir.ops import OPS

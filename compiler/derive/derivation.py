@@ -23,8 +23,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import networkx as nx
-
 from ...ir.errors import CausalityError
 from ...ir.graph import Graph, Node, postorder
 from ...ir.types import TensorType
@@ -382,6 +380,8 @@ def find_cycles(graph: Graph) -> dict[Node, frozenset[Node]]:
     """For each node on a cycle, the strongly connected part that it is in."""
     if not graph.feedback:
         return {}
+    import networkx as nx  # a tenth of a second to load, and most graphs have no cycles
+
     edges = nx.DiGraph()
     edges.add_edges_from((source, node) for node in graph.nodes for source in node.sources)
     edges.add_edges_from((value, previous) for previous, value in graph.feedback)

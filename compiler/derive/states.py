@@ -17,8 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-
-import networkx as nx
+from typing import TYPE_CHECKING
 
 from ...ir.errors import SystolicError
 from ...ir.graph import Graph, Node
@@ -27,6 +26,9 @@ from ...ir.types import Past
 from ..measures import OPERATIONS_PER_BYTE
 from ..passes.narrow_states import rounded_from
 from .sources import constants_read
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 STRATEGIES = ("auto", "sources", "tokens")
 _UNITS = 16  # cut capacities are whole numbers of 1/16 byte, so that the cut is exact
@@ -131,7 +133,9 @@ def stored_behind(source: Node, is_stored: Callable[[Node], bool]) -> tuple[Node
 
 def _share_layouts(served: Mapping[Node, tuple[Node, ...]]) -> dict[Past, int | None]:
     """Ragged dimensions that read one stored stream use the same slots: the widest window of them."""
-    groups = nx.utils.UnionFind(_dimension(h) for h in served)
+    from networkx.utils import UnionFind
+
+    groups = UnionFind(_dimension(h) for h in served)
     reader: dict[Node, Past] = {}
     for history, stored in served.items():
         for node in stored:
@@ -168,6 +172,8 @@ def _recomputed(graph: Graph, demanded: Collection[Node]) -> frozenset[Node]:
 
     Solves each connected part alone; a stream whose recomputation costs at least as much as
     storing everything demanded behind it is never recomputed, which keeps the parts small."""
+    import networkx as nx  # a tenth of a second to load; programs that are kept need no choice
+
     behind: dict[Node, frozenset[Node]] = {node: frozenset({node}) for node in demanded}
     operands: dict[Node, tuple[Node, ...]] = {}  # of each stream that may be recomputed, else none
     connected = nx.Graph()
@@ -190,6 +196,8 @@ def _cut_part(
     part: Iterable[Node], operands: Mapping[Node, tuple[Node, ...]], demanded: Collection[Node]
 ) -> Iterator[Node]:
     """What the cheapest cut of one connected part recomputes."""
+    import networkx as nx
+
     network = nx.DiGraph()
     for node in part:
         is_position = node.op.name == "position"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-import networkx as nx
-
 from ..graph import Node, postorder
 
 Group = Hashable  # a scope by its name, a node on its own, or anything else for several scopes
@@ -17,6 +15,8 @@ def together(nodes: list[Node], group_of: dict[Node, Group]) -> list[list[Node]]
     Of groups that read each other, scopes fall apart into nodes first (in ``group_of``, too), then
     repeats into scopes.
     """
+    import networkx as nx  # a tenth of a second to load, for those who print a graph
+
     while True:
         reads: dict[Group, dict[Group, None]] = {}
         for node in nodes:

@@ -67,7 +67,7 @@ def _compiled_for(
     goes to the terminal, and what the audit finds with it or into an error."""
     from ...backends.tpu import parse_target
     from ...compiler.pipeline import run_passes
-    from ..programs import DerivedPrograms
+    from ..program_source import DerivedPrograms
     from ..tpu_report import audit, compile_reports, findings
     from .tpu_files import tpu_files, tpu_table
 

@@ -135,7 +135,7 @@ def _compared_with_xla(
     from ...compiler.pipeline import passes_with, run_passes
     from ..locate import open_model
     from ..options import options_for
-    from ..programs import DerivedPrograms
+    from ..program_source import DerivedPrograms
     from ..tpu_report import compile_reports
     from .tpu_files import comparison_json, comparison_table
 

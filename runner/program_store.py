@@ -1,0 +1,76 @@
+"""Programs that an earlier process derived and lowered, found again by everything that they were made from.
+
+What a program depends on is the graph of the model, the options, the backend, and this package itself. All
+of it is in the name of an entry, so there is nothing to invalidate: what changes has another name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..backends.cache import default_cache_directory, read_entry, write_entry
+from ..backends.interface import Backend
+from ..ir.graph import Graph
+from .options import Options
+
+Kept = TypeVar("Kept")
+PACKAGE = Path(__file__).resolve().parent.parent
+_FOLDERS = ("ir", "compiler", "backends", "models", "runner")
+
+
+@cache
+def package_digest() -> str:
+    """A digest of every source file of this package, and of what computes its constants."""
+    digest = hashlib.sha256(f"{sys.version} {np.__version__}".encode())
+    for folder in _FOLDERS:
+        for file in sorted((PACKAGE / folder).rglob("*.py")):
+            digest.update(f"\n{file.relative_to(PACKAGE)}\n".encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+class ProgramStore:
+    """Values by name, in the files of one directory, for programs that are made from ``origin``."""
+
+    def __init__(self, directory: Path, origin: str) -> None:
+        self.directory = directory
+        self.origin = origin
+
+    def within(self, *parts: object) -> ProgramStore:
+        """The same directory for programs that are made from more."""
+        return ProgramStore(self.directory, _digest(self.origin, *parts))
+
+    def keep(self, name: str, make: Callable[[], Kept], kind: type[Kept]) -> Kept:
+        """The value that an earlier process kept under ``name``, or what ``make`` makes of it now."""
+        entry = self.directory / f"{_digest(self.origin, name)}.program"
+        found = _unpickle(read_entry(entry))
+        if isinstance(found, kind):
+            return found
+        made = make()
+        write_entry(entry, pickle.dumps(made, pickle.HIGHEST_PROTOCOL))
+        return made
+
+
+def program_store(graph: Graph, options: Options, backend: Backend) -> ProgramStore:
+    """The store of the programs of a model's graph."""
+    content = hashlib.sha256(pickle.dumps(graph, pickle.HIGHEST_PROTOCOL)).hexdigest()
+    directory = options.cache_directory or default_cache_directory()
+    made_for = {name: value for name, value in vars(options).items() if name != "cache_directory"}
+    return ProgramStore(directory, _digest(package_digest(), content, made_for, backend.lowering))
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
+
+
+def _unpickle(content: bytes | None) -> Any:
+    """What was pickled; None for nothing."""
+    return None if content is None else pickle.loads(content)
