@@ -70,7 +70,7 @@ class StoredTensor:
         return self.dtype in _STORED_FLOATS
 
     def array(self, dtype: np.dtype, alignment: int = 1) -> np.ndarray:
-        """The values as ``dtype``, at a multiple of ``alignment`` bytes; a view of the file if they are so."""
+        """The values as ``dtype``, at a multiple of ``alignment`` bytes; a view of the file if it can be."""
         stored = self._stored
         if stored.dtype == dtype and stored.flags.aligned and stored.ctypes.data % alignment == 0:
             return stored
