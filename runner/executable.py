@@ -13,7 +13,6 @@ import numpy as np
 
 from ..backends import backend_named
 from ..backends.interface import Backend
-from ..compiler.collection import paused_collection
 from ..compiler.pipeline import run_passes
 from ..compiler.program import State
 from ..compiler.similarity import with_similarity
@@ -22,8 +21,6 @@ from ..ir.graph import Graph
 from ..models.adapters import with_adapters
 from ..models.chat_template import Message
 from ..models.load import Model
-from ..models.quantised import QuantisedWeights
-from ..models.weights import Weights
 from .adapters import adapter_choice, adapters_of
 from .batch import Batch
 from .beams import BeamSearch, Hypothesis, beam_search
@@ -35,7 +32,7 @@ from .grammar import Grammars
 from .graph_model import model_of_graph
 from .inputs import Inputs
 from .options import GRAPH_CAPACITY, Options, options_for
-from .placement import place_weights
+from .placement import place_weights, read_ahead
 from .program_source import DerivedPrograms, ProgramSource
 from .program_store import ProgramStore, program_store
 from .programs import Programs, Report
@@ -331,9 +328,8 @@ class Executable:
             return self
         if rows not in self._wider:
             source, options = self.programs.with_rows(rows), replace(self.options, batch=rows)
-            store = self.programs.lowered.store
-            wider = None if store is None else store.within(f"{rows} rows")
-            self._wider[rows] = Executable(self.model, options, self.backend, source, wider)
+            store = self.programs.store_within(f"{rows} rows")
+            self._wider[rows] = Executable(self.model, options, self.backend, source, store)
             self._wider[rows].__dict__["parameters"] = self.parameters
         return self._wider[rows]
 
@@ -395,11 +391,9 @@ def compile(
         model = with_adapters(model, adapters)
     cache = None if cache_directory is None else Path(cache_directory)
     options = options_for(model, backend, batch, capacity, chunk, state, cache, state_dtype)
-    if isinstance(model.weights, (Weights, QuantisedWeights)):
-        model.weights.read_ahead()  # while jax is loaded
+    read_ahead(model.weights)  # while jax is loaded
     model = model.for_texts_up_to(options.capacity)
     chosen = backend_named(backend, cache)
     store = program_store(model.graph, options, chosen)
-    with paused_collection():
-        final = store.keep("simplified", lambda: run_passes(model.graph, options.passes)[-1].graph, Graph)
+    final = store.keep("simplified", lambda: run_passes(model.graph, options.passes)[-1].graph, Graph)
     return Executable(model, options, chosen, DerivedPrograms(final, options), store)

@@ -13,7 +13,14 @@ from ..backends.interface import Backend
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph, Node
 from ..ir.types import DTYPES
+from ..models.quantised import QuantisedWeights
 from ..models.weights import Weights
+
+
+def read_ahead(weights: Mapping[str, np.ndarray] | None) -> None:
+    """Asks the system to read the files of weights now, while something else is done."""
+    if isinstance(weights, (Weights, QuantisedWeights)):
+        weights.read_ahead()
 
 
 def place_weights(

@@ -12,12 +12,13 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from ..backends.cache import default_cache_directory, read_entry, write_entry
 from ..backends.interface import Backend
+from ..compiler.collection import paused_collection
 from ..ir.graph import Graph
 from .options import Options
 
@@ -51,10 +52,12 @@ class ProgramStore:
     def keep(self, name: str, make: Callable[[], Kept], kind: type[Kept]) -> Kept:
         """The value that an earlier process kept under ``name``, or what ``make`` makes of it now."""
         entry = self.directory / f"{_digest(self.origin, name)}.program"
-        found = _unpickle(read_entry(entry))
-        if isinstance(found, kind):
-            return found
-        made = make()
+        with paused_collection():
+            content = read_entry(entry)
+            found = None if content is None else pickle.loads(content)
+            if isinstance(found, kind):
+                return found
+            made = make()
         write_entry(entry, pickle.dumps(made, pickle.HIGHEST_PROTOCOL))
         return made
 
@@ -69,8 +72,3 @@ def program_store(graph: Graph, options: Options, backend: Backend) -> ProgramSt
 
 def _digest(*parts: object) -> str:
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
-
-
-def _unpickle(content: bytes | None) -> Any:
-    """What was pickled; None for nothing."""
-    return None if content is None else pickle.loads(content)

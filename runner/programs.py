@@ -195,8 +195,10 @@ class LoweredPrograms(ProgramTable[Lowered]):
         return self._kept(key, lambda: self.backend.lower(make()), Lowered)
 
     def _kept(self, name: str, make: Callable[[], Kept], kind: type[Kept]) -> Kept:
+        if self.store is not None:
+            return self.store.keep(name, make, kind)
         with paused_collection():
-            return make() if self.store is None else self.store.keep(name, make, kind)
+            return make()
 
     def _program(self, result: Lowered) -> Program:
         return result.program
@@ -230,9 +232,13 @@ class Programs(ProgramTable[Prepared]):
     @cached_property
     def behind_encoder(self) -> Programs:
         """The programs for a source that is given as what an encoder made of it."""
+        store = self.store_within("behind the encoder")
+        return Programs(self._origin.behind_encoder, self.lowered.backend, store)
+
+    def store_within(self, change: str) -> ProgramStore | None:
+        """Where the programs of a changed model are kept, if these are."""
         store = self.lowered.store
-        behind = None if store is None else store.within("behind the encoder")
-        return Programs(self._origin.behind_encoder, self.lowered.backend, behind)
+        return None if store is None else store.within(change)
 
     def prepare(self, wanted: Iterable[Lowered], report: Report | None = None) -> None:
         """Compiles what is not compiled yet, the largest first, on as many threads as there are cores.
