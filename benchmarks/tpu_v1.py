@@ -76,8 +76,9 @@ def model(name: str) -> Modelled:
 def tile_cycles(wave: float) -> tuple[float, float, float]:
     """(active, stall, shift) cycles of one tile in a long row of them.
 
-    A tile lasts as long as its wave, its shift or its way from memory, whichever is longest. It can be shifted
-    in as soon as it has come: what the wave before does not cover of that is seen, the rest is a stall.
+    A tile lasts as long as its wave, its shift or its way from memory, whichever is longest. It can be
+    shifted in as soon as it has come: what the wave before does not cover of that is seen, and the rest is
+    a stall.
     """
     target = load_target("tpu-v1")
     arrays = target.arrays
