@@ -29,7 +29,9 @@ class Mapping:
 
 def mapping(m: Number, k: Number, n: Number, dataflow: str) -> Mapping:
     """ws: rhs[k, n] stays, m rows stream. is: lhs[m, k] stays, n columns stream. os: the result stays."""
-    return {"ws": Mapping(k, n, m), "is": Mapping(k, m, n), "os": Mapping(m, n, k)}[dataflow]
+    if dataflow == "ws":
+        return Mapping(k, n, m)
+    return Mapping(k, m, n) if dataflow == "is" else Mapping(m, n, k)
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,8 +150,7 @@ def _on_arrays(m: int, k: int, n: int, dtype: str, machine: Target, arrays: Arra
     """Counted on the arrays themselves, behind the target's main memory (ideal where it has none)."""
     bus = main_memory(machine)
     cycles = {
-        flow: float(analytic.cycles(m, k, n, replace(arrays, dataflow=flow), dtype, bus, drained))
-        for flow in DATAFLOWS
+        flow: _fold_cycles(m, k, n, dtype, replace(arrays, dataflow=flow), bus, drained) for flow in DATAFLOWS
     }
     chosen = cycles[arrays.dataflow]
     compute = analytic.compute_cycles(m, k, n, arrays, drained)
@@ -176,6 +175,15 @@ def _on_arrays(m: int, k: int, n: int, dtype: str, machine: Target, arrays: Arra
         ),
         **_array_figures(m, k, n, dtype, arrays, machine, int(np.asarray(moved.total).item()), drained),
     )  # fmt: skip
+
+
+def _fold_cycles(
+    m: int, k: int, n: int, dtype: str, arrays: Arrays, bus: analytic.Bus, drained: bool
+) -> float:
+    """Fold after fold; behind an ideal memory those are the cycles of the arrays alone."""
+    if bus.bytes_per_cycle == np.inf:
+        return float(analytic.compute_cycles(m, k, n, arrays, drained))
+    return float(analytic.cycles(m, k, n, arrays, dtype, bus, drained))
 
 
 def _scheduled(m: int, k: int, n: int, dtype: str, machine: Target, arrays: Arrays) -> Matmul:
