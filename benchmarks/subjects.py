@@ -55,7 +55,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         rope_theta=500000.0,
     ),
     "mistral-window": llama_config(  # Mistral's proportions, with a quarter of its window
-        768, 6, 32768, model_type="mistral", sliding_window=1024, head_dim=64
+        768, 4, 32768, model_type="mistral", sliding_window=1024, head_dim=64
     ),
     "gpt2": {
         "model_type": "gpt2",
@@ -82,6 +82,30 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "use_bias": False,
         "use_conv_bias": True,
         "residual_in_fp32": True,
+        "tie_word_embeddings": True,
+    },
+    "gpt2-tiny": {
+        "model_type": "gpt2",
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 128,
+        "vocab_size": 256,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+    },
+    "mamba-tiny": {
+        "model_type": "mamba",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "state_size": 16,
+        "conv_kernel": 4,
+        "time_step_rank": 8,
+        "vocab_size": 256,
+        "layer_norm_epsilon": 1e-5,
+        "use_bias": False,
+        "use_conv_bias": True,
         "tie_word_embeddings": True,
     },
     "llama-tiny": llama_config(64, 2, 512, **TINY),

@@ -60,6 +60,14 @@ def test_a_peer_says_the_same(llama, peer):
     np.testing.assert_array_equal(texts(peer, llama, setting, 9, 8), texts(OURS, llama, setting, 9, 8))
 
 
+@pytest.mark.parametrize("model", ["gpt2-tiny", "mamba-tiny"])
+def test_other_families_in_gguf_files(model):
+    pytest.importorskip("llama_cpp", reason="llama.cpp is not installed")
+    subject, setting = load_subject(model), Setting(capacity=64)
+    ours = texts(OURS, subject, setting, 9, 8)
+    np.testing.assert_array_equal(texts("llama.cpp", subject, setting, 9, 8), ours)
+
+
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "int8"])
 def test_a_gguf_file_holds_the_weights(llama, dtype, tmp_path):
     gguf = pytest.importorskip("gguf", reason="gguf is not installed")

@@ -127,8 +127,11 @@ def gguf_path(subject: Subject, dtype: str) -> Path:
 
 def file_of(subject: Subject, setting: Setting) -> Path:
     """The subject as a GGUF file, written if it is not there; ``Unavailable`` if it cannot be."""
-    if subject.config["model_type"] != "llama":
-        reason = "its Llama has no sliding window" if subject.window else "a file is written for Llamas only"
+    if subject.config["model_type"] not in gguf_file.ARCHITECTURES:
+        known = ", ".join(gguf_file.ARCHITECTURES)
+        reason = (
+            "its Llama has no sliding window" if subject.window else f"a file is written for {known} only"
+        )
         raise Unavailable(reason)
     if setting.dtype not in gguf_file.TYPES:
         raise Unavailable(f"a file is written as {', '.join(gguf_file.TYPES)}, not as {setting.dtype}")
