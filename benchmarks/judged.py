@@ -165,7 +165,7 @@ DECODE = "--capacity 1024 --model {model} --rounds {rounds}"
 ROWS: Mapping[str, Row] = {
     "f32": Row(
         "decode",
-        f"{DECODE} --dtypes f32 --tokens 24 --peers jax,transformers,torch-compile,llama.cpp",
+        f"{DECODE} --dtypes f32 --tokens 24 --peers jax,transformers,llama.cpp",
         judge_f32,
     ),
     "bf16": Row("decode", f"{DECODE} --dtypes bf16 --tokens 32 --peers transformers,llama.cpp", judge_bf16),
