@@ -99,7 +99,7 @@ class QuantisedWeights(Mapping[str, np.ndarray]):
         return integers if name.endswith(VALUES) else self._scales[matrix]
 
     def read_ahead(self) -> None:
-        """Asks the system to read the files now, while something else is done."""
+        """Has the files read while something else is done; see ``Weights.read_ahead``."""
         if isinstance(self._weights, Weights):
             self._weights.read_ahead()
 

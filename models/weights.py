@@ -8,13 +8,15 @@ What does not fit is one sentence that names the file and the tensor.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import mmap
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -148,16 +150,17 @@ class Weights(Mapping[str, np.ndarray]):
         else:
             yield slice(None), self[name]
 
-    def read_ahead(self) -> None:
-        """Asks the system to read all files now, while something else is done."""
-        for mapped in {id(m): m for m in self._mapped()}.values():
-            if hasattr(mapped, "madvise"):
-                mapped.madvise(mmap.MADV_WILLNEED)
+    def read_ahead(self) -> Thread:
+        """Has the files read into the system's cache by a thread, while something else is done.
 
-    def _mapped(self) -> Iterator[mmap.mmap]:
-        for tensor in self._tensors.values():
-            parts = tensor.parts if isinstance(tensor, TensorStack) else (tensor,)
-            yield from (part.mapped for part in parts if part.mapped is not None)
+        Advice to the system (WILLNEED) would have the same purpose, but reads a small part only.
+        """
+        tensors = list(self._tensors.values())
+        parts = [part for t in tensors for part in (t.parts if isinstance(t, TensorStack) else (t,))]
+        paths = dict.fromkeys(part.path for part in parts)
+        reader = Thread(target=_read_through, args=(tuple(paths),), name="read ahead", daemon=True)
+        reader.start()
+        return reader
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -190,6 +193,15 @@ def _stored(path: Path, mapped: mmap.mmap, start: int, entry: Mapping) -> Stored
     first, last = (start + offset for offset in entry["data_offsets"])
     data = np.frombuffer(mapped, np.uint8)[first:last]
     return StoredTensor(path, data, tuple(entry["shape"]), entry["dtype"], mapped=mapped, offset=first)
+
+
+def _read_through(paths: Iterable[Path]) -> None:
+    """Reads files and keeps nothing; what cannot be read is an error for those who want it."""
+    buffer = bytearray(1 << 24)
+    for path in paths:
+        with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

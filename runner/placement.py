@@ -18,7 +18,7 @@ from ..models.weights import Weights
 
 
 def read_ahead(weights: Mapping[str, np.ndarray] | None) -> None:
-    """Asks the system to read the files of weights now, while something else is done."""
+    """Has the files of weights read while something else is done."""
     if isinstance(weights, (Weights, QuantisedWeights)):
         weights.read_ahead()
 

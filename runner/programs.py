@@ -248,6 +248,8 @@ class Programs(ProgramTable[Prepared]):
         missing = [lowered for lowered in dict.fromkeys(wanted) if lowered not in self._made]
         missing.sort(key=lambda lowered: len(lowered.text), reverse=True)
         with ThreadPoolExecutor(os.cpu_count(), "compile") as threads:
+            if report is not None:
+                report(0, len(missing))
             running = [threads.submit(self._load, lowered) for lowered in missing]
             for ready, finished in enumerate(as_completed(running), 1):
                 if finished.exception() is not None:

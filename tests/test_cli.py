@@ -513,3 +513,15 @@ def test_truncated_weights(cli, stories, tmp_path):
     weights.unlink()
     weights.write_bytes(content[:-100])
     assert_one_sentence(*cli("run", tmp_path / "model", "--prompt", "x"), "model.safetensors")
+
+
+def test_a_bar_shows_what_is_compiled_on_a_terminal_only(monkeypatch, capsys):
+    from systolic.runner.commands.progress import compile_progress
+
+    with compile_progress() as report:
+        assert report is None
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with compile_progress() as report:
+        assert report is not None
+        report(1, 3)
+    assert capsys.readouterr().out == ""

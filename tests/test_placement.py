@@ -76,6 +76,16 @@ def test_what_a_backend_can_use_where_it_is_is_not_copied(tmp_path):
         assert np.shares_memory(stored.array(np.dtype(np.float32)), stored.data)
 
 
+def test_reading_ahead_ends_also_where_a_file_has_gone(tmp_path):
+    write(tmp_path / "weights.safetensors", values("f32"), "F32", 0)
+    weights = fit(graph(), read_file(tmp_path / "weights.safetensors"), Naming(), "here")
+    weights.read_ahead().join(10)
+    (tmp_path / "weights.safetensors").unlink()
+    reader = weights.read_ahead()
+    reader.join(10)
+    assert not reader.is_alive()
+
+
 @pytest.mark.parametrize("kind", list(SCHEMES))
 @pytest.mark.parametrize("stored", ["f32", "bf16"])
 def test_integers_are_the_same_from_a_file_and_from_an_array(tmp_path, kind, stored):

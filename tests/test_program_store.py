@@ -161,7 +161,7 @@ def test_programs_are_compiled_largest_first_and_once(tmp_path):
     backend.load = counted
     seen: list[tuple[int, int]] = []
     executable.prepare(80, report=lambda ready, of: seen.append((ready, of)), max_new_tokens=3)
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert len(loaded) == len(executable.programs) == 3
     assert loaded[0] == max(loaded)
     executable.prepare(80, max_new_tokens=3)

@@ -25,6 +25,7 @@ from .arguments import (
     State,
     StateDtype,
 )
+from .progress import compile_progress
 from .tracing import ForceOption, TraceOption, check_trace, write_trace
 
 if TYPE_CHECKING:
@@ -144,11 +145,11 @@ def run(
         steps = executable.contrastive_steps(ids, **search)
     else:
         steps = executable.steps(ids, **settings)
-    if not as_json and not executable.inputs.source:  # what an encoder-decoder says stands on its own
-        _show_prompt(prompt)
     try:
         if not is_contrastive:
             _prepare(executable, ids, settings, record)
+        if not as_json and not executable.inputs.source:  # what an encoder-decoder says stands on its own
+            _show_prompt(prompt)
         _follow(executable, steps, record, show=not as_json)
     except KeyboardInterrupt:
         record.finish_reason = "interrupted"
@@ -198,7 +199,8 @@ def _search(
 
 def _prepare(executable: Executable, ids: Sequence[int], settings: dict[str, Any], record: Record) -> None:
     start = time.perf_counter()
-    executable.prepare(len(ids), **settings)
+    with compile_progress() as report:
+        executable.prepare(len(ids), report=report, **settings)
     record.timings["compile_seconds"] = time.perf_counter() - start
 
 
