@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..compiler.collection import paused_collection
 from ..compiler.program import Program
 from ..ir.graph import Graph, Node
 from ..ir.types import TensorType
@@ -32,6 +33,7 @@ from .stablehlo_text import (
 )
 
 
+@paused_collection()
 def emit_stablehlo(
     program: Program, kernels: Kernels | None = None, *, states_row_major: bool = False
 ) -> str:

@@ -13,6 +13,7 @@ from ..ir.graph import Graph
 from ..ir.interpret import interpret
 from ..ir.types import DTYPES, FLOATS
 from ..ir.verify import verify
+from .collection import paused_collection
 from .derive import choose_forms
 from .passes.fold_constants import fold_constants
 from .passes.narrow_states import narrow_states
@@ -55,6 +56,7 @@ class Stage:
     removed: int
 
 
+@paused_collection()
 def run_passes(graph: Graph, passes: tuple[Pass, ...] = PASSES, *, check: bool = False) -> tuple[Stage, ...]:
     """All stages from ``traced`` on; the last one is what programs are derived from.
 

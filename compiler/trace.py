@@ -14,10 +14,12 @@ from ..ir.errors import GraphError
 from ..ir.graph import Graph, Node, make_node
 from ..ir.ops import OPS
 from ..ir.types import MAIN, parse_type
+from .collection import paused_collection
 from .recording import Trace, running_trace
 from .stream import Stream
 
 
+@paused_collection()
 def trace(function: Callable[..., Any], /, *, name: str | None = None, **inputs: str) -> Graph:
     """Runs ``function`` over streams and returns its graph.
 

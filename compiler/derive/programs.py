@@ -9,6 +9,7 @@ from ...ir.errors import SystolicError
 from ...ir.graph import Graph, Node, make_node, postorder
 from ...ir.ops import OPS
 from ...ir.types import Past, TensorType, Whole, is_ragged
+from ..collection import paused_collection
 from ..passes.share import share
 from ..passes.simplify import simplify
 from ..program import STATE_PREFIX, Program
@@ -20,6 +21,7 @@ from .sizes import Sizes, plan_states
 from .states import StatePlan
 
 
+@paused_collection()
 def derive_chunk(
     graph: Graph,
     plan: StatePlan,
@@ -71,6 +73,7 @@ def derive_chunk(
     return Program(name, program, tuple(states.values()), rows, chunk, capacity)
 
 
+@paused_collection()
 def derive_score(
     graph: Graph,
     *,
@@ -93,6 +96,7 @@ def derive_score(
     return Program(f"score.{length}", program, (), rows, length, length)
 
 
+@paused_collection()
 def derive_source(
     graph: Graph, plan: StatePlan, *, rows: int, source_lengths: Mapping[str, int], capacity: int
 ) -> Program:

@@ -23,6 +23,7 @@ from ...ir.errors import SystolicError
 from ...ir.graph import Graph, Node
 from ...ir.time import Access, window_access
 from ...ir.types import Past
+from ..collection import paused_collection
 from ..measures import OPERATIONS_PER_BYTE
 from ..passes.narrow_states import rounded_from
 from .sources import constants_read
@@ -57,6 +58,7 @@ class StatePlan:
         return window_access(self.histories[node])
 
 
+@paused_collection()
 def choose_states(graph: Graph, strategy: str = "auto", *, keep: Collection[str] | None = None) -> StatePlan:
     """The streams to keep, for decoding the clock of the first output.
 
