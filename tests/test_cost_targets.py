@@ -94,6 +94,27 @@ def test_the_cpu_is_measured_on_the_spot(tmp_path):
     assert found.bound in ("memory", "arithmetic")
 
 
+def test_a_device_of_jax_is_measured_as_a_gpu_would_be(tmp_path):
+    from systolic.backends.device_rates import measured_device
+
+    measured = measured_device("cpu", matmul_size=64, copy_bytes=1 << 20)
+    assert set(measured.peak) == {"f32", "bf16", "f16", "i8"}
+    assert min(measured.peak.values()) > 0
+    assert not [figure for figure in measured.figures() if not measured.source(figure)]
+    file = tmp_path / "gpu.toml"
+    file.write_text(measured.to_toml())
+    assert load_target(str(file)) == measured
+    found = cost.matmul(8, 512, 512, "bf16", str(file))
+    assert (found.cycles, found.seconds > 0) == (None, True)
+
+
+def test_a_platform_that_jax_lacks_is_told(cli):
+    status, out, err = cli("targets", "--calibrate", "--platform", "rocm")
+    assert (status, out) == (2, "")
+    assert "has no rocm on this machine (it has: cpu); install jax with support for it" in err
+    assert len(err.splitlines()) == 1
+
+
 def test_cost_of_a_matmul(cli):
     status, out, _ = cli("cost", "--matmul", "512,4096,14336", "--target", "tpu-v5e")
     assert status == 0

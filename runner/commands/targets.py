@@ -16,16 +16,18 @@ if TYPE_CHECKING:
 
 def targets(
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Measure this machine's CPU; print it as a TOML target.")
+        bool, typer.Option("--calibrate", help="Measure this machine; print it as a TOML target.")
     ] = False,
+    platform: Annotated[
+        str, typer.Option(metavar="cpu|gpu", help="--calibrate: the CPU with NumPy, or a GPU with jax.")
+    ] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Lists the targets; --json gives every figure with its source."""
     from ...compiler.cost import load_target, preset_names
-    from ...compiler.cost.calibrate import measured_cpu
 
     if calibrate:
-        measured = measured_cpu()
+        measured = _measured(platform)
         print(json.dumps(measured.to_json(), indent=1) if as_json else measured.to_toml(), end="")
         return
     found = [load_target(name) for name in preset_names()]
@@ -34,6 +36,16 @@ def targets(
         return
     columns = ("name", "arrays", "clock", "peak", "memory", "on chip", "description")
     print(aligned([columns, *map(_row, found)]))
+
+
+def _measured(platform: str) -> Target:
+    if platform == "cpu":
+        from ...compiler.cost.calibrate import measured_cpu
+
+        return measured_cpu()
+    from ...backends.device_rates import measured_device  # loads jax
+
+    return measured_device(platform)
 
 
 def _row(target: Target) -> tuple[str, ...]:
