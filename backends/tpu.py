@@ -90,9 +90,13 @@ def libtpu_version() -> str:
         return "unknown"
 
 
-def compile_for_tpu(texts: Mapping[str, str], target: TpuTarget) -> dict[str, TpuProgram]:
+def compile_for_tpu(
+    texts: Mapping[str, str], target: TpuTarget, *, scheduled: bool = False, prefetched: bool = True
+) -> dict[str, TpuProgram]:
     """StableHLO texts by name, each compiled for one device of the target.
 
+    ``scheduled``: operations also have the cycles of their scheduled instructions, which takes the compiler
+    about four times as long. Without ``prefetched`` no program's arguments are on chip before it begins.
     Raises ``SystolicError`` if libtpu is absent, busy for ten minutes, or refuses a program.
     """
     libtpu_version()
@@ -102,15 +106,22 @@ def compile_for_tpu(texts: Mapping[str, str], target: TpuTarget) -> dict[str, Tp
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         for name, text in texts.items():
             (folder / f"{name}.mlir").write_text(text, encoding="utf-8")
-        _run(folder, target)
+        settings = [_SETTINGS]
+        if scheduled:
+            settings.append(f"--xla_jf_dump_static_llo_profile_to={folder / 'profiles'}")
+        if not prefetched:
+            settings.append("--xla_max_cross_program_prefetches=0")
+        _run(folder, target, " ".join(settings))
         return {name: _read(folder, name) for name in texts}
 
 
-def _run(folder: Path, target: TpuTarget) -> None:
+def _run(folder: Path, target: TpuTarget, settings: str) -> None:
     command = [sys.executable, "-m", f"{__package__}.tpu_process", str(folder)]
     until = time.monotonic() + _LOCK_SECONDS
     while True:
-        done = subprocess.run(command, env=_environment(target), capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=_environment(target, settings), capture_output=True, text=True, check=False
+        )
         if done.returncode == 0:
             return
         if _LOCK_ERROR not in done.stderr:
@@ -127,14 +138,14 @@ def _reason(text: str) -> str:
     return (raised or lines or ["it ended without a word"])[-1]
 
 
-def _environment(target: TpuTarget) -> dict[str, str]:
+def _environment(target: TpuTarget, settings: str) -> dict[str, str]:
     """libtpu asks the machine's metadata server what it is on, unless it is told; the user's settings win."""
     return os.environ | {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": target.accelerator,
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",
-        "LIBTPU_INIT_ARGS": f"{_SETTINGS} {os.environ.get('LIBTPU_INIT_ARGS', '')}".strip(),
+        "LIBTPU_INIT_ARGS": f"{settings} {os.environ.get('LIBTPU_INIT_ARGS', '')}".strip(),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }

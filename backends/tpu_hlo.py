@@ -76,6 +76,13 @@ class Operation:
         return None if text is None else int(text)
 
     @property
+    def scheduled_cycles(self) -> int | None:
+        """Cycles of the instructions as they are scheduled, all operands at hand; None unless the program was
+        compiled for that (``compile_for_tpu`` with ``scheduled``)."""
+        text = self.config.get("bundle_analysis_data", {}).get("estimated_cycles")
+        return None if text is None else int(text)
+
+    @property
     def windows(self) -> dict[str, tuple[int, ...]]:
         """The compiler's tiles of kernel, output and input in hardware tiles, and how many of them."""
         names = ("kernel_window_bounds", "output_window_bounds", "input_window_bounds", "iteration_bounds")

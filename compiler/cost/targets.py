@@ -96,6 +96,26 @@ class Compiler:
 
 
 @dataclass(frozen=True, slots=True)
+class Kernel:
+    """What a kernel of our own takes on a TPU, in cycles of its instructions: see ``cost.kernels``.
+
+    ``arrays`` work for one program. ``start_cycles`` once; ``step_cycles`` in each step for addresses, moves
+    and loops, of which ``hidden_step_cycles`` are left where the arrays have the most to do. A piece of rhs
+    as large as an array is pushed in ``push_cycles`` (``transposed_push_cycles`` if kept as [n, k]) and
+    latched in ``latch_cycles``, which count all arrays at work. ``feed_cycles`` bring a register of lhs.
+    """
+
+    arrays: int
+    start_cycles: float
+    step_cycles: float
+    hidden_step_cycles: float
+    push_cycles: float
+    transposed_push_cycles: float
+    latch_cycles: float
+    feed_cycles: float
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """A machine. ``peak``: operations per second per dtype (a multiply-add is two)."""
 
@@ -108,6 +128,7 @@ class Target:
     energy: Energy | None = None
     interconnect: Interconnect | None = None
     compiler: Compiler | None = None
+    kernel: Kernel | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def macs_per_cell(self, dtype: str) -> float:
@@ -123,7 +144,7 @@ class Target:
     def figures(self) -> dict[str, float | str | bool]:
         """Every figure of the machine under its dotted name, in the order of the declaration."""
         found: dict[str, float | str | bool] = {}
-        for name in ("arrays", "memory", "peak", "vector", "energy", "interconnect", "compiler"):
+        for name in ("arrays", "memory", "peak", "vector", "energy", "interconnect", "compiler", "kernel"):
             found |= _flat(name, getattr(self, name))
         return found
 
@@ -180,7 +201,7 @@ def load_target(name: str) -> Target:
 def _target(table: dict[str, Any], file: Path) -> Target:
     parts: dict[str, type] = {
         "arrays": Arrays, "memory": Memory, "vector": Vector, "energy": Energy,
-        "interconnect": Interconnect, "compiler": Compiler,
+        "interconnect": Interconnect, "compiler": Compiler, "kernel": Kernel,
     }  # fmt: skip
     table = {"name": file.stem, "description": "", "arrays": None, "peak": {}} | table
     built = {

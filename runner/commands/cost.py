@@ -63,14 +63,20 @@ def cost(
         bool,
         typer.Option("--compare-xla", help="Compile it for the TPU target, and compare cycles op by op."),
     ] = False,
+    transposed: Annotated[
+        bool,
+        typer.Option("--transposed", help="--matmul --compare-xla: rhs is kept as [N, K], as weights are."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Predicts what a model's programs cost on a target, or one matmul with its operands in main memory."""
-    if compare_xla and matmul is not None:
-        raise SystolicError("--compare-xla compares a MODEL, not one --matmul")
     if (model is None) == (matmul is None):
         raise SystolicError("expected either a MODEL or --matmul M,K,N")
-    if matmul is not None:
+    if transposed and not (compare_xla and matmul is not None):
+        raise SystolicError("--transposed belongs to --matmul M,K,N --compare-xla")
+    if matmul is not None and compare_xla:
+        _matmul_beside_xla(matmul, dtype, target, transposed, as_json)
+    elif matmul is not None:
         _cost_of_matmul(matmul, dtype, target, array, dataflow, scalesim_compatible, trace, animate, as_json)
     elif model is not None and compare_xla:
         _compared_with_xla(model, dtype, state_dtype, target, batch, context, phase, as_json)
@@ -182,6 +188,25 @@ def _cost_of_matmul(
     if trace is not None or animate is not None:
         _write_cycles((m, k, n), machine, rows_columns, dataflow, trace, animate)
     print(json.dumps(found.to_json(), indent=1) if as_json else _table(found))
+
+
+def _matmul_beside_xla(matmul: str, dtype: str, target: str, transposed: bool, as_json: bool) -> None:
+    """One product as predicted, as a kernel of our own, and as the TPU compiler emits it."""
+    from ...backends.tpu import parse_target
+    from ...backends.tpu_products import compare_product
+    from ...compiler.cost import load_target
+    from ...compiler.cost import matmul as predict
+    from ...compiler.cost.kernels import product_of
+    from .tpu_files import product_json, product_table
+
+    m, k, n = _numbers(matmul, r"(\d+),(\d+),(\d+)", "--matmul", "three sizes M,K,N")
+    machine = parse_target(target)
+    found = predict(m, k, n, dtype, load_target(machine.name))
+    compared = compare_product(product_of(m, k, n, found.dtype, transposed), machine)
+    if as_json:
+        print(json.dumps(product_json(found, compared), indent=1))
+    else:
+        print(product_table(found, compared))
 
 
 def _write_cycles(

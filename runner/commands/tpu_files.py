@@ -20,6 +20,8 @@ from .table import aligned
 
 if TYPE_CHECKING:
     from ...backends.tpu import TpuTarget
+    from ...backends.tpu_products import ComparedProduct
+    from ...compiler.cost import Matmul
     from ...compiler.cost.prediction import Prediction
     from ..tpu_report import TpuReport
 
@@ -185,3 +187,56 @@ def _line(name: str, entry: tuple[float, float, int]) -> tuple[str, ...]:
 
 def _ratio(predicted: float, estimated: float) -> str:
     return f"{predicted / estimated:.2f}×" if estimated else "-"
+
+
+# ---- one product ----
+
+
+def product_json(found: Matmul, compared: ComparedProduct) -> dict[str, Any]:
+    """The prediction of one matmul, and beside it our kernel and the compiler's emitter."""
+    choice = compared.choice
+    return found.to_json() | {
+        "compare_xla": {
+            "product": compared.product.name,
+            "kernel": {
+                "tiling": asdict(choice.tiling),
+                "predicted_cycles": round(choice.cycles),
+                "predicted_scheduled_cycles": round(choice.scheduled_cycles),
+                **compared.kernel.to_json(),
+            },
+            "emitter": compared.emitter.to_json(),
+            "bound": {
+                "cycles": round(compared.bound.cycles),
+                "arrays": round(compared.bound.arrays),
+                "memory": round(compared.bound.memory),
+            },
+        }
+    }
+
+
+def product_table(found: Matmul, compared: ComparedProduct) -> str:
+    """The same as a table: cycles with main memory, and of the instructions alone."""
+    choice, kernel, emitter, bound = compared.choice, compared.kernel, compared.emitter, compared.bound
+    estimated = "" if emitter.estimated_cycles is None else f"{emitter.estimated_cycles:,}"
+    tiles = "×".join(map(str, emitter.tiles)) if emitter.tiles else "-"
+
+    def line(name: str, cycles: float, scheduled: float, moved: int | None, what: str) -> tuple[str, ...]:
+        size = "-" if moved is None else f"{moved:,}"
+        return name, f"{cycles:,.0f}", f"{scheduled:,.0f}", size, what
+
+    tiling = str(choice.tiling)
+    rows = [
+        (compared.product.name, "cycles", "scheduled", "HBM bytes", "tiles m×k×n"),
+        line("our kernel, predicted", choice.cycles, choice.scheduled_cycles, choice.hbm_bytes, tiling),
+        line("our kernel, compiled", kernel.cycles, kernel.scheduled_cycles, kernel.hbm_bytes, tiling),
+        line(
+            "the compiler's own",
+            emitter.cycles,
+            emitter.scheduled_cycles,
+            emitter.hbm_bytes,
+            f"{tiles} {emitter.emitter}",
+        ),
+        line("bound", bound.cycles, bound.arrays, None, f"main memory {bound.memory:,.0f}"),
+        ("the compiler's estimate", estimated or "-", "-", "-", f"predicted {found.cycles:,}"),
+    ]
+    return aligned(rows, right=(1, 2, 3))
