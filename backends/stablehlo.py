@@ -31,11 +31,12 @@ from .stablehlo_text import (
     mlir_type,
     quoted,
 )
+from .tpu_selection import TpuKernels, select_products
 
 
 @paused_collection()
 def emit_stablehlo(
-    program: Program, kernels: Kernels | None = None, *, states_row_major: bool = False
+    program: Program, kernels: Kernels | TpuKernels | None = None, *, states_row_major: bool = False
 ) -> str:
     """The program as an MLIR module in text form; the same program always gives the same text.
 
@@ -86,13 +87,21 @@ def lower_nodes(block: Block, graph: Graph) -> dict[Node, Results]:
     """Writes the nodes of a graph into the block; the values of all that its outputs need."""
     values: dict[Node, Results] = {}
     outputs, nodes = list(graph.outputs.values()), list(graph.nodes)
-    chosen = select(nodes, outputs, block.kernels) if block.kernels else {}
+    chosen = _chosen(nodes, outputs, block.kernels)
     for node in needed_nodes(nodes, outputs, chosen) if chosen else nodes:
         block.begin(node)
         selected = chosen.get(node, Selected(node.sources, LOWERINGS[node.op.name]))
         operands = [values[source] for source in selected.operands]
         values[node] = block.finish(selected.lower(block, node, *operands))
     return values
+
+
+def _chosen(
+    nodes: Sequence[Node], outputs: Sequence[Node], kernels: Kernels | TpuKernels | None
+) -> dict[Node, Selected]:
+    if isinstance(kernels, TpuKernels):
+        return select_products(nodes, kernels)
+    return select(nodes, outputs, kernels) if kernels else {}
 
 
 # ---- sources ----

@@ -20,6 +20,7 @@ from ..ir.types import DTYPES, FLOATS, TensorType
 
 if TYPE_CHECKING:
     from .native import Kernels
+    from .tpu_selection import TpuKernels
 
 ELEMENT_TYPES = {
     **{name: name for name in DTYPES},
@@ -139,7 +140,7 @@ class Block:
     indent: str
     arguments: Mapping[str, Value]
     names: Names
-    kernels: Kernels | None = None  # compute some nodes, where there are any
+    kernels: Kernels | TpuKernels | None = None  # compute some nodes, where there are any
     lines: list[str] = field(default_factory=list)
     _pending: list[tuple[str, str]] = field(default_factory=list)  # names and operations of this node
     _base: str = "%v"

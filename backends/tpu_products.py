@@ -66,14 +66,18 @@ class ComparedProduct:
     bound: Bound
 
 
-def compare_product(product: Product, machine: TpuTarget) -> ComparedProduct:
-    """Compiles both kernels of a product. Raises ``SystolicError`` as ``measure`` does, and for targets and
-    dtypes that there are no kernels for."""
+def compare_products(products: Sequence[Product], machine: TpuTarget) -> list[ComparedProduct]:
+    """Compiles both kernels of each product. Raises ``SystolicError`` as ``measure`` does, and for targets
+    that have no figures of kernels."""
     target = load_target(machine.name)
-    choice, limit = rank_tilings(product, target)[0], bound(product, target)
+    choices = [rank_tilings(product, target)[0] for product in products]
     assert target.compiler is not None, "rank_tilings raises without"
-    (kernel,), (emitter,) = measure([(product, choice.tiling)], [product], machine, target.compiler)
-    return ComparedProduct(product, choice, kernel, emitter, limit)
+    kernels = [(product, choice.tiling) for product, choice in zip(products, choices, strict=True)]
+    found = measure(kernels, products, machine, target.compiler)
+    return [
+        ComparedProduct(product, choice, kernel, emitter, bound(product, target))
+        for product, choice, kernel, emitter in zip(products, choices, *found, strict=True)
+    ]
 
 
 def measure(

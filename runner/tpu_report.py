@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..compiler.cost.comparison import Estimate
 from ..compiler.passes.gather_kept import gather_kept
 from ..compiler.program import STATE_PREFIX, Program
 from ..ir.errors import SystolicError
+from .product_kernels import ProductKernel, chosen_kernels, compare_kernels
 
 # States that a step adds to, and must not move; a tail or a carry is new as a whole in every step.
 _KEPT = ("append", "ring")
@@ -54,7 +55,8 @@ class LayoutCopy:
 @dataclass(frozen=True)
 class TpuReport:
     """One program as the TPU compiler has it. ``cycles`` sums all estimates, loops as often as they run;
-    ``unestimated`` counts operations without one (asynchronous moves, scatters, scalars)."""
+    ``unestimated`` counts operations without one (asynchronous moves, scatters, scalars, our kernels).
+    ``products``: matrix products for which a kernel of ours was measured beside the compiler's."""
 
     program: str
     rows: int
@@ -64,6 +66,7 @@ class TpuReport:
     module: Module
     states: tuple[StateUse, ...]
     layout_copies: tuple[LayoutCopy, ...]
+    products: tuple[ProductKernel, ...] = ()
 
     @property
     def cycles(self) -> int:
@@ -117,6 +120,7 @@ class TpuReport:
             "bytes_accessed": figures.bytes_accessed,
             "states": [asdict(state) | {"is_in_place": state.is_in_place} for state in self.states],
             "layout_copies": [asdict(copy) for copy in self.layout_copies],
+            "products": [product.to_json() for product in self.products],
             "operations": [
                 {
                     "name": operation.name,
@@ -134,16 +138,29 @@ class TpuReport:
         }
 
 
-def compile_reports(programs: Iterable[Program], target: TpuTarget) -> tuple[dict[str, str], list[TpuReport]]:
-    """The StableHLO of each program as it was compiled for the target, by name, and the reports."""
+def compile_reports(
+    programs: Iterable[Program], target: TpuTarget, *, own_kernels: bool = False
+) -> tuple[dict[str, str], list[TpuReport]]:
+    """The StableHLO of each program as it was compiled for the target, by name, and the reports.
+
+    With ``own_kernels``, products are computed by kernels of our own where those are faster.
+    """
     listed = [replace(program, graph=gather_kept(program.graph)) for program in programs]
-    texts = {program.name: emit_stablehlo(program, states_row_major=True) for program in listed}
+    kernels = compare_kernels(listed, target) if own_kernels else {}
+    texts = {
+        program.name: emit_stablehlo(
+            program, chosen_kernels(kernels.get(program.name, ())), states_row_major=True
+        )
+        for program in listed
+    }
     compiled = compile_for_tpu(texts, target)
-    return texts, [report_on(program, compiled[program.name]) for program in listed]
+    return texts, [
+        report_on(program, compiled[program.name], kernels.get(program.name, ())) for program in listed
+    ]
 
 
-def report_on(program: Program, compiled: TpuProgram) -> TpuReport:
-    """Reads the optimised HLO of a program."""
+def report_on(program: Program, compiled: TpuProgram, products: Sequence[ProductKernel] = ()) -> TpuReport:
+    """Reads the optimised HLO of a program. ``products``: those of it that were measured."""
     module = parse_module(compiled.text)
     return TpuReport(
         program.name,
@@ -154,6 +171,7 @@ def report_on(program: Program, compiled: TpuProgram) -> TpuReport:
         module,
         tuple(_states(program, module)),
         tuple(_layout_copies(module)),
+        tuple(products),
     )
 
 

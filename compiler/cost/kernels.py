@@ -111,7 +111,7 @@ def kernel_tilings(product: Product, compiler: Compiler) -> Tilings:
     Rows and columns are cut into powers of two or, as k always is, evenly; tiles at the edges of m and n may
     stick out. Only where no even cut of k fits is its last tile partly empty.
     """
-    least = max(LEAST_ROWS[product.lhs], LEAST_ROWS.get(product.result, 8))
+    least = max(LEAST_ROWS.get(dtype, SUBLANES) for dtype in (product.lhs, product.rhs, product.result))
     rows, columns = _cuts(product.m, least), _cuts(product.n, LANES)
     for depths in (_even_cuts(product.k), _cuts(product.k, LANES)):
         grid = [
@@ -168,7 +168,8 @@ def scheduled_cycles(tilings: Tilings, product: Product, kernel: Kernel, cells: 
     arrays = kernel.hidden_step_cycles + folds * wave
     weights = kernel.step_cycles + folds * np.maximum(push, kernel.latch_cycles + wave / 2)
     pieces_m, pieces_k, pieces_n = tilings.pieces
-    fed = rows / SUBLANES * ceil_div(tilings.k, LANES) * kernel.feed_cycles
+    width = DTYPE_BYTES[product.lhs] / DTYPE_BYTES["bf16"]
+    fed = rows / SUBLANES * ceil_div(tilings.k, LANES) * width * kernel.feed_cycles
     stays = pieces_m * pieces_k == 1  # such a tile of lhs is put in order once
     lhs = np.where(stays, 0.0, fed)
     results = rows / SUBLANES * down * ceil_div(tilings.n, LANES)
@@ -269,8 +270,14 @@ def bound(product: Product, target: Target) -> Bound:
 def rank_tilings(product: Product, target: Target, most: int = 6) -> list[Choice]:
     """The tilings that are predicted to be the fastest, the best first.
 
-    Raises ``SystolicError`` if the target has no figures of kernels, or no tiling fits.
+    Raises ``SystolicError`` if the target has no figures of kernels, there is no kernel of the dtype, or no
+    tiling fits.
     """
+    for dtype in (product.lhs, product.rhs):
+        if dtype not in LEAST_ROWS:
+            raise SystolicError(
+                f"dtype {dtype!r} has no kernel of ours; expected one of {', '.join(LEAST_ROWS)}"
+            )
     kernel, compiler, arrays = _figures(target)
     tilings = kernel_tilings(product, compiler)
     scheduled = scheduled_cycles(tilings, product, kernel, (arrays.rows, arrays.columns))

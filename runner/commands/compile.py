@@ -76,7 +76,7 @@ def _compiled_for(
         run_passes(model.for_texts_up_to(options.capacity).graph, options.passes)[-1].graph, options
     )
     texts, reports = compile_reports(
-        [source.chunk(size) for size in dict.fromkeys((1, options.chunk))], machine
+        [source.chunk(size) for size in dict.fromkeys((1, options.chunk))], machine, own_kernels=True
     )
     allowed = round(temporaries * 1e6)
     print(tpu_table(reports, machine))

@@ -193,7 +193,7 @@ def _cost_of_matmul(
 def _matmul_beside_xla(matmul: str, dtype: str, target: str, transposed: bool, as_json: bool) -> None:
     """One product as predicted, as a kernel of our own, and as the TPU compiler emits it."""
     from ...backends.tpu import parse_target
-    from ...backends.tpu_products import compare_product
+    from ...backends.tpu_products import compare_products
     from ...compiler.cost import load_target
     from ...compiler.cost import matmul as predict
     from ...compiler.cost.kernels import product_of
@@ -202,7 +202,7 @@ def _matmul_beside_xla(matmul: str, dtype: str, target: str, transposed: bool, a
     m, k, n = _numbers(matmul, r"(\d+),(\d+),(\d+)", "--matmul", "three sizes M,K,N")
     machine = parse_target(target)
     found = predict(m, k, n, dtype, load_target(machine.name))
-    compared = compare_product(product_of(m, k, n, found.dtype, transposed), machine)
+    (compared,) = compare_products([product_of(m, k, n, found.dtype, transposed)], machine)
     if as_json:
         print(json.dumps(product_json(found, compared), indent=1))
     else:

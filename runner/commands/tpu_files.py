@@ -63,7 +63,7 @@ def _program_table(report: TpuReport, target: TpuTarget) -> str:
         ("layout copies", f"{len(report.layout_copies)}, {size_text(moved)}" if moved else "none"),
     ]
     sums = aligned([(name, text) for name, text in lines if text])
-    return "\n\n".join([sums, *_copies(report), _scopes(report), _operations(report)])
+    return "\n\n".join([sums, *_copies(report), *_products(report), _scopes(report), _operations(report)])
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -81,6 +81,23 @@ def _copies(report: TpuReport) -> list[str]:
         (*key, f"{len(group):,}", f"{sum(copy.cycles for copy in group):,}") for key, group in groups.items()
     ]
     return [aligned([header, *lines[:_MOST]], right=(3, 4))] if lines else []
+
+
+def _products(report: TpuReport) -> list[str]:
+    """Whose kernel computes each matrix product, and what both take, one of them by itself."""
+    header = ("product", "count", "kernel", "ours", "compiler's", "tiles of ours")
+    lines = [
+        (
+            each.compared.product.name,
+            f"{len(each.nodes):,}",
+            "ours" if each.is_ours else "compiler's",
+            f"{each.cycles:,.0f}",
+            f"{each.compared.emitter.cycles:,.0f}",
+            str(each.compared.choice.tiling),
+        )
+        for each in report.products
+    ]
+    return [aligned([header, *lines], right=(1, 3, 4))] if lines else []
 
 
 def _scopes(report: TpuReport) -> str:

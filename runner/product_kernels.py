@@ -1,0 +1,87 @@
+"""Which matrix products of a program kernels of our own compute on a TPU: those that are measured faster.
+
+A kernel takes its operands from main memory and leaves its result there, where the compiler may have computed
+more in one go: the vectors before, the activation after. What that costs is added to the kernel's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..backends.tpu import TpuTarget
+from ..backends.tpu_products import ComparedProduct, compare_products
+from ..backends.tpu_selection import TpuKernels, products_of
+from ..compiler.cost import load_target
+from ..compiler.cost.kernels import RESULT_BYTES, Product
+from ..compiler.cost.targets import DTYPE_BYTES
+from ..compiler.program import Program
+
+
+@dataclass(frozen=True, slots=True)
+class ProductKernel:
+    """A product of a program: the nodes that it is, both kernels, and the cycles that ours needs besides to
+    hand over its operand and its result through main memory."""
+
+    nodes: tuple[str, ...]
+    compared: ComparedProduct
+    handover_cycles: float
+
+    @property
+    def cycles(self) -> float:
+        """Those of our kernel, all in."""
+        return self.compared.kernel.cycles + self.handover_cycles
+
+    @property
+    def is_ours(self) -> bool:
+        return self.cycles < self.compared.emitter.cycles
+
+    def to_json(self) -> dict[str, Any]:
+        compared = self.compared
+        return {
+            "product": compared.product.name,
+            "nodes": list(self.nodes),
+            "kernel": "ours" if self.is_ours else "compiler",
+            "tiling": asdict(compared.choice.tiling),
+            "cycles": round(self.cycles),
+            "handover_cycles": round(self.handover_cycles),
+            "ours": compared.kernel.to_json(),
+            "compiler": compared.emitter.to_json(),
+        }
+
+
+def compare_kernels(programs: Sequence[Program], machine: TpuTarget) -> dict[str, tuple[ProductKernel, ...]]:
+    """Every product of every program by the program's name, measured by itself; nothing for targets without
+    figures of kernels. Raises ``SystolicError`` as ``compare_products`` does."""
+    target = load_target(machine.name)
+    if target.kernel is None or target.compiler is None:
+        return {program.name: () for program in programs}
+    nodes: dict[str, dict[Product, list[str]]] = {}
+    for program in programs:
+        found = nodes.setdefault(program.name, {})
+        for node, product in products_of(program.graph).items():
+            found.setdefault(product, []).append(node.name)
+    distinct = list(dict.fromkeys(product for found in nodes.values() for product in found))
+    compared = dict(zip(distinct, compare_products(distinct, machine), strict=True))
+    rate = target.compiler.bytes_per_cycle
+    return {
+        name: tuple(
+            ProductKernel(tuple(listed), compared[product], _handed_over(product) / rate)
+            for product, listed in found.items()
+        )
+        for name, found in nodes.items()
+    }
+
+
+def chosen_kernels(products: Iterable[ProductKernel]) -> TpuKernels:
+    """The kernels of ours that are faster."""
+    return TpuKernels(
+        {each.compared.product: each.compared.choice.tiling for each in products if each.is_ours}
+    )
+
+
+def _handed_over(product: Product) -> int:
+    """Bytes that move beside the kernel: lhs is written, the result is read once more and written again."""
+    lhs = DTYPE_BYTES[product.lhs] * product.m * product.k
+    return lhs + 2 * RESULT_BYTES[product.result] * product.m * product.n
