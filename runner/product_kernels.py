@@ -1,7 +1,8 @@
 """Which matrix products of a program kernels of our own compute on a TPU: those that are measured faster.
 
 A kernel takes its operands from main memory and leaves its result there, where the compiler may have computed
-more in one go: the vectors before, the activation after. What that costs is added to the kernel's side.
+more in one go: the vectors before, the activation after. What that costs is added to the kernel's side: the
+bytes, and two operations more.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..compiler.program import Program
 @dataclass(frozen=True, slots=True)
 class ProductKernel:
     """A product of a program: the nodes that it is, both kernels, and the cycles that ours needs besides to
-    hand over its operand and its result through main memory."""
+    hand over its operand and its result to operations of their own."""
 
     nodes: tuple[str, ...]
     compared: ComparedProduct
@@ -64,10 +65,10 @@ def compare_kernels(programs: Sequence[Program], machine: TpuTarget) -> dict[str
             found.setdefault(product, []).append(node.name)
     distinct = list(dict.fromkeys(product for found in nodes.values() for product in found))
     compared = dict(zip(distinct, compare_products(distinct, machine), strict=True))
-    rate = target.compiler.bytes_per_cycle
+    rate, launch = target.compiler.bytes_per_cycle, target.compiler.launch_cycles
     return {
         name: tuple(
-            ProductKernel(tuple(listed), compared[product], _handed_over(product) / rate)
+            ProductKernel(tuple(listed), compared[product], 2 * launch + _handed_over(product) / rate)
             for product, listed in found.items()
         )
         for name, found in nodes.items()
