@@ -41,7 +41,7 @@ from systolic.ir.errors import SystolicError
 from systolic.models.load import load
 from systolic.runner.options import Options
 from systolic.runner.product_kernels import ProductKernel, chosen_kernels
-from systolic.runner.programs import DerivedPrograms
+from systolic.runner.program_source import DerivedPrograms
 from systolic.runner.tpu_report import report_on
 
 V5E = load_target("tpu-v5e")
