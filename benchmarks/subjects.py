@@ -41,6 +41,35 @@ def llama_config(hidden: int, layers: int, capacity: int, **other: Any) -> dict[
 
 
 TINY = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256}  # for tests
+
+
+def mamba_config(hidden: int, layers: int, vocabulary: int) -> dict[str, Any]:
+    """A Mamba with 16 numbers for each of twice ``hidden`` channels."""
+    return {
+        "model_type": "mamba",
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "state_size": 16,
+        "conv_kernel": 4,
+        "time_step_rank": hidden // 16,
+        "expand": 2,
+        "vocab_size": vocabulary,
+        "hidden_act": "silu",
+        "layer_norm_epsilon": 1e-5,
+        "use_bias": False,
+        "use_conv_bias": True,
+        "residual_in_fp32": True,
+        "tie_word_embeddings": True,
+    }
+
+
+def lstm_config(hidden: int, layers: int, vocabulary: int) -> dict[str, Any]:
+    """Layers of LSTM cells, all as wide as the embedding."""
+    sizes = {"embedding_size": hidden, "hidden_size": hidden, "num_layers": layers}
+    return {"model_type": "lstm_lm", "vocab_size": vocabulary, **sizes}
+
+
 # The numbers of layers and widths are those of published models, so that products have their sizes.
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "llama-0.1b": llama_config(768, 12, 16384),
@@ -67,21 +96,17 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "activation_function": "gelu_new",
         "layer_norm_epsilon": 1e-5,
     },
-    "mamba-130m": {
-        "model_type": "mamba",
+    "mamba-130m": mamba_config(768, 24, 50280),
+    "mamba2-130m": {
+        "model_type": "mamba2",
         "hidden_size": 768,
-        "intermediate_size": 1536,
         "num_hidden_layers": 24,
-        "state_size": 16,
-        "conv_kernel": 4,
-        "time_step_rank": 48,
-        "expand": 2,
-        "vocab_size": 50280,
-        "hidden_act": "silu",
-        "layer_norm_epsilon": 1e-5,
-        "use_bias": False,
-        "use_conv_bias": True,
-        "residual_in_fp32": True,
+        "num_heads": 24,
+        "head_dim": 64,
+        "state_size": 128,
+        "n_groups": 1,
+        "chunk_size": 256,
+        "vocab_size": 50288,
         "tie_word_embeddings": True,
     },
     "gpt2-tiny": {
@@ -110,6 +135,32 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     },
     "llama-tiny": llama_config(64, 2, 512, **TINY),
     "mistral-tiny": llama_config(64, 2, 512, **TINY, model_type="mistral", sliding_window=16),
+    "rwkv-169m": {
+        "model_type": "rwkv",
+        "hidden_size": 768,
+        "attention_hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "context_length": 1024,
+        "vocab_size": 50277,
+        "rescale_every": 6,
+    },
+    "lstm-80m": lstm_config(1024, 2, 32000),
+    "griffin-0.1b": {  # RecurrentGemma's proportions: two recurrences, then attention to a window
+        "model_type": "recurrent_gemma",
+        "hidden_size": 768,
+        "lru_width": 768,
+        "intermediate_size": 4608,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 1,
+        "attention_window_size": 1024,
+        "vocab_size": 32000,
+    },
+    "mamba-tiny": mamba_config(64, 2, 256),
+    "lstm-tiny": lstm_config(64, 2, 256),
+    "llama-tiny": llama_config(64, 2, 512, vocab_size=256),  # for tests
+    "mistral-tiny": llama_config(64, 2, 512, vocab_size=256, model_type="mistral", sliding_window=16),
 }
 REAL = {"stories260K": "real/stories260K"}  # directories in the shared data
 

@@ -23,7 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from ..subjects import Subject
-from . import Setting, Unavailable
+from . import Setting, Unavailable, jax_recurrent
 
 Cache = list[tuple[jax.Array, jax.Array]]
 SMALLEST_CACHE = 256
@@ -269,7 +269,9 @@ def in_slots(values: jax.Array, slots: int) -> jax.Array:
     return jnp.roll(values[:, :, length - slots :], length % slots, axis=2)
 
 
-def prepare(subject: Subject, setting: Setting) -> JaxByHand:
+def prepare(subject: Subject, setting: Setting) -> JaxByHand | jax_recurrent.JaxRecurrent:
+    if subject.config["model_type"] in jax_recurrent.PROGRAMS:
+        return jax_recurrent.prepare(subject, setting)
     if subject.config["model_type"] not in LLAMAS:
         raise Unavailable(f"it is written for Llama-like models, not for {subject.config['model_type']}")
     if setting.dtype not in ("f32", "bf16", "int8"):

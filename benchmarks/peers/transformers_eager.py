@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.initialization import no_init_weights
 
 from ..subjects import Subject
-from . import Setting, Unavailable
+from . import Contestant, Setting, Unavailable
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
@@ -66,5 +66,11 @@ def load_model(subject: Subject, setting: Setting) -> Any:
     return model
 
 
-def prepare(subject: Subject, setting: Setting) -> Transformers:
+def prepare(subject: Subject, setting: Setting) -> Contestant:
+    from . import torch_recurrent  # which builds on this module
+
+    if subject.config["model_type"] == "lstm_lm":
+        return torch_recurrent.Lstm(subject, setting)
+    if subject.config["model_type"] == "rwkv":
+        return torch_recurrent.Rwkv("transformers", load_model(subject, setting), setting)
     return Transformers("transformers", load_model(subject, setting), setting)
