@@ -4,9 +4,9 @@
                                    [--peers jax,transformers] [--prompt 512] [--tokens 32]
                                    [--positions 100,4000] [--rounds 3] [--threads 2] [--json] [--out FILE]
 
-Prompts and steps are those of ``benchmarks.prefill`` and ``benchmarks.decode``: interleaved, the same weights,
-and the same tokens in f32. A recurrence keeps what it keeps, however long a text is: ``positions`` are where our
-steps are timed in turn, in one executable, and the bytes of its states stand beside it.
+Prompts and steps are those of ``benchmarks.prefill`` and ``benchmarks.decode``: interleaved, the same
+weights, and the same tokens in f32. A recurrence keeps what it keeps, however long a text is: ``positions``
+are where our steps are timed in turn, in one executable, and the bytes of its states stand beside it.
 """
 
 from __future__ import annotations
