@@ -81,6 +81,15 @@ def test_selective_scans_are_those_of_plain_stablehlo(native, plain, graph, chun
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("graph", [channels(300, 16), channels(500, 9), channels(90, 8, (7,))])
+def test_steps_are_those_of_plain_stablehlo(native, plain, graph):
+    program = chunk_program(graph, 3, 1)
+    assert "systolic_advance" in native.prepare(program).text
+    for lengths in ((1, 1, 1), (0, 1, 0)):
+        for got, want in zip(run(native, program, lengths), run(plain, program, lengths), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("rate", [-1e9, -0.0, 3.0])
 def test_rates_of_any_size(native, plain, rate):
     """What decays at once leaves nothing, what does not decay stays, and what grows grows."""

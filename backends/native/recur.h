@@ -1,6 +1,7 @@
 // recur: h[t] = decay[t] * h[t-1] + inflow[t], or maximum(decay[t] + h[t-1], inflow[t]), element by element.
 // select: the recurrence of Mamba, s[t] = exp(step[t] * rate) * s[t-1] + inflow[t] * enter[t], of which only
 //   y[t] = leave[t] . s[t] is wanted. No state but the last one leaves the registers and the nearest cache.
+// advance: one step of the same, exp(step * rate) * state + inflow * enter.
 
 #pragma once
 
@@ -139,6 +140,18 @@ void SelectChannels(const Selection& s, const Channels& c, int64_t row, int64_t 
   }
 }
 
+// ---- advance ----
+
+// All numbers of one channel, which lie side by side.
+inline void AdvanceChannel(const float* state, float step, const float* rate, float inflow, const float* enter,
+                           float* to, int64_t size) {
+  for (int64_t n = 0; n < size; n += kLanes) {
+    const int64_t left = size - n;
+    const Floats decay = ExpAll(ReadSome(rate + n, left) * step);
+    WriteSome(to + n, decay * ReadSome(state + n, left) + ReadSome(enter + n, left) * inflow, left);
+  }
+}
+
 }  // namespace
 
 // ---- what XLA calls ----
@@ -185,6 +198,33 @@ static ffi::Error Select(ffi::ThreadPool pool, ffi::AnyBuffer start, ffi::AnyBuf
   });
   return ffi::Error::Success();
 }
+
+static ffi::Error Advance(ffi::ThreadPool pool, ffi::AnyBuffer state, ffi::AnyBuffer step, ffi::AnyBuffer rate,
+                          ffi::AnyBuffer inflow, ffi::AnyBuffer enter, ffi::Result<ffi::AnyBuffer> after) {
+  const auto d = state.dimensions();  // [values, groups, width, size]; what enters is [values, groups, size]
+  const int64_t channels = d[1] * d[2], width = d[2], size = d[3];
+  const float *from = state.typed_data<float>(), *steps = step.typed_data<float>();
+  const float *rates = rate.typed_data<float>(), *flow = inflow.typed_data<float>();
+  const float* entering = enter.typed_data<float>();
+  float* to = after->typed_data<float>();
+  Spread(pool, d[0] * channels, d[0] * channels * size, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      AdvanceChannel(from + i * size, steps[i], rates + i % channels * size, flow[i], entering + i / width * size,
+                     to + i * size, size);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(systolic_advance, Advance,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(systolic_recur, Recur,
                               ffi::Ffi::Bind()

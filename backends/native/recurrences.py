@@ -20,10 +20,9 @@ _LEAST_ELEMENTS = 1 << 12  # of all positions: below it, a call costs more than 
 
 
 def select_recurrence(node: Node, kernels: Kernels) -> Selected | None:
-    """The kernel for a linear scan or for a loop over blocks, if there is one."""
-    if node.op.name == "linear_scan":
-        return _linear(node, kernels)
-    return _selective(node, kernels)
+    """The kernel for a linear scan, for a loop over blocks, or for one step, if there is one."""
+    kinds = {"linear_scan": _linear, "loop": _selective, "add": _step}
+    return kinds[node.op.name](node, kernels)
 
 
 def _linear(node: Node, kernels: Kernels) -> Selected | None:
@@ -40,6 +39,40 @@ def _linear(node: Node, kernels: Kernels) -> Selected | None:
         return block.reshape(states, node.tensor.static_shape)
 
     return Selected(node.sources, lower)
+
+
+# ---- one step ----
+
+
+def _step(node: Node, kernels: Kernels) -> Selected | None:
+    """exp(step * rate) * state + inflow * enter, where a state is [*groups, *channels, size]."""
+    if node.tensor.dtype != "f32" or node.tensor.size < _LEAST_ELEMENTS or node.tensor.rank < 4:
+        return None
+    rows, positions, *own, size = node.tensor.static_shape
+    channels = (rows, positions, *own, 1)
+    for faded, inflow in (node.sources, node.sources[::-1]):
+        if faded.op.name != "multiply" or "exp" not in [source.op.name for source in faded.sources]:
+            continue
+        decay, state = sorted(faded.sources, key=lambda source: source.op.name != "exp")
+        step, rate = _factors(decay.sources[0], channels, (*own, size))
+        for rank in range(len(own)):
+            groups = (rows, positions, *own[:rank], *(1 for _ in own[rank:]), size)
+            flow, enter = _factors(inflow, channels, groups)
+            if flow is not enter and step is not rate and state.type == node.type:
+                return _advance(kernels, (state, step, rate, flow, enter), math.prod(own[:rank]))
+    return None
+
+
+def _advance(kernels: Kernels, operands: tuple[Node, ...], groups: int) -> Selected:
+    def lower(block: Block, node: Node, *operands: Value) -> Value:
+        rows, positions, *own, size = node.tensor.static_shape
+        state = (rows * positions, groups, math.prod(own) // groups, size)
+        shapes = (state, state[:3], state[1:], state[:3], (*state[:2], size))
+        given = [block.reshape(value, shape) for value, shape in zip(operands, shapes, strict=True)]
+        after = call_kernel(block, kernels.target("advance"), given, node.tensor.with_shape(state), "")
+        return block.reshape(after, node.tensor.static_shape)
+
+    return Selected(operands, lower)
 
 
 # ---- selective scans ----

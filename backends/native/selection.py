@@ -37,7 +37,7 @@ def select(nodes: Sequence[Node], outputs: Iterable[Node], kernels: Kernels) -> 
         found = None
         if node.op.name == "contraction":
             found = _attention(node, users, shown, kernels) or _projection(node, kernels)
-        elif node.op.name in ("loop", "linear_scan"):
+        elif node.op.name in ("loop", "linear_scan", "add"):
             found = select_recurrence(node, kernels)
         if found is not None:
             chosen[node] = found
