@@ -119,20 +119,8 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "activation_function": "gelu_new",
         "layer_norm_epsilon": 1e-5,
     },
-    "mamba-tiny": {
-        "model_type": "mamba",
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "state_size": 16,
-        "conv_kernel": 4,
-        "time_step_rank": 8,
-        "vocab_size": 256,
-        "layer_norm_epsilon": 1e-5,
-        "use_bias": False,
-        "use_conv_bias": True,
-        "tie_word_embeddings": True,
-    },
+    "mamba-tiny": mamba_config(64, 2, 256),
+    "lstm-tiny": lstm_config(64, 2, 256),
     "llama-tiny": llama_config(64, 2, 512, **TINY),
     "mistral-tiny": llama_config(64, 2, 512, **TINY, model_type="mistral", sliding_window=16),
     "rwkv-169m": {
@@ -157,10 +145,6 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "attention_window_size": 1024,
         "vocab_size": 32000,
     },
-    "mamba-tiny": mamba_config(64, 2, 256),
-    "lstm-tiny": lstm_config(64, 2, 256),
-    "llama-tiny": llama_config(64, 2, 512, vocab_size=256),  # for tests
-    "mistral-tiny": llama_config(64, 2, 512, vocab_size=256, model_type="mistral", sliding_window=16),
 }
 REAL = {"stories260K": "real/stories260K"}  # directories in the shared data
 

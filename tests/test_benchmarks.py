@@ -53,6 +53,17 @@ def test_jax_by_hand_has_a_ring_and_rows(mistral, prompt):
     np.testing.assert_array_equal(texts("jax", mistral, setting, prompt, 40), ours)
 
 
+@pytest.mark.parametrize("peer", ["jax", "transformers"])
+@pytest.mark.parametrize("model", ["mamba-tiny", "lstm-tiny"])
+def test_peers_of_recurrent_models_say_the_same(model, peer):
+    pytest.importorskip(peer, reason=f"{peer} is not installed")
+    subject, setting = load_subject(model), Setting(rows=2, capacity=96)
+    for prompt in (9, 64):  # which the associative scan does not read, and which it does
+        ours = texts(OURS, subject, setting, prompt, 16)
+        assert len(set(ours.ravel().tolist())) > 5
+        np.testing.assert_array_equal(texts(peer, subject, setting, prompt, 16), ours)
+
+
 @pytest.mark.parametrize("peer", ["transformers", "llama.cpp", "onnxruntime", "openvino"])
 def test_a_peer_says_the_same(llama, peer):
     pytest.importorskip({"llama.cpp": "llama_cpp"}.get(peer, peer), reason=f"{peer} is not installed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import numpy as np
@@ -168,3 +169,15 @@ def test_a_prefill_of_mamba_has_no_memory_for_states_of_all_positions(native, pl
     block = rows * 16 * channels * size * 4
     assert prepared.memory.temp_size_in_bytes < 12 * streams + 6 * block
     assert prepared.memory.temp_size_in_bytes < rows * positions * channels * size * 4
+
+
+def test_a_cell_goes_from_step_to_step_in_place(native):
+    """The kernel for products is used inside of the loop, where only the states of a row are copied."""
+    values = {"model_type": "lstm_lm", "vocab_size": 64, "embedding_size": 48, "hidden_size": 96}
+    graph = families.build(Config("config.json", values))[1]
+    program = derive_chunk(graph, choose_states(graph), rows=1, chunk=64, capacity=64)
+    prepared = native.prepare(program)
+    (loop,) = (part.split("stablehlo.return")[0] for part in prepared.text.split("} do {")[1:])
+    assert "systolic_project" in loop
+    copied = re.findall(r"= f32\[([\d,]+)\]\S* copy\(", prepared.optimized_text)
+    assert all(np.prod([int(size) for size in shape.split(",")]) <= 96 for shape in copied)
