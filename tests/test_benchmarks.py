@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -58,6 +58,9 @@ def test_jax_by_hand_has_a_ring_and_rows(mistral, prompt):
 def test_peers_of_recurrent_models_say_the_same(model, peer):
     pytest.importorskip(peer, reason=f"{peer} is not installed")
     subject, setting = load_subject(model), Setting(rows=2, capacity=96)
+    if model == "lstm-tiny":  # whose random cells are too weak to be heard
+        louder = {name: 3 * array if array.ndim == 2 else array for name, array in subject.weights.items()}
+        subject = replace(subject, weights=louder)
     for prompt in (9, 64):  # which the associative scan does not read, and which it does
         ours = texts(OURS, subject, setting, prompt, 16)
         assert len(set(ours.ravel().tolist())) > 5

@@ -42,7 +42,7 @@ class Transformers:
 
     def _read(self, model: Any, tokens: Any, **options: Any) -> np.ndarray:
         output = model(input_ids=tokens, cache=self._cache, use_cache=True, **options)
-        self._cache = output.cache
+        self._cache = getattr(output, "cache", self._cache)  # RecurrentGemma returns none, but fills it
         self._token = output.logits[:, -1].argmax(-1, keepdim=True)
         return self._token[:, 0].numpy().astype(np.int32)
 
