@@ -14,24 +14,6 @@
 
 namespace {
 
-// e^x to about 1e-7 of it, for x <= 0; 0 far below. In a form that compilers turn into vectors.
-inline float Exp(float x) {
-  x = std::max(x, -87.0f);
-  const float n = std::nearbyint(x * 1.44269504f);
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-  float power;
-  std::memcpy(&power, &bits, sizeof(power));
-  return p * power;
-}
-
 struct Shape {
   int64_t rows, positions, heads, group, key, value, slots;
 };
@@ -107,6 +89,16 @@ void AttendQueries(const float* q, const float* keys, const float* values, const
   ScoreQueries<M>(q, keys, seen, s, scores);
   for (int m = 0; m < M; ++m) totals[m] = Normalize(scores + m * s.slots, seen.size(), scale, cap);
   MixValues<M>(scores, values, seen, s, totals, out);
+}
+
+template <typename Kernel>
+void ForRows(int64_t rows, const Kernel& kernel) {  // kernel(first row, how many: 1, 2, 4 or 8)
+  for (int64_t m = 0; m < rows;) {
+    const int64_t left = rows - m;
+    const int step = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    kernel(m, step);
+    m += step;
+  }
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // Kernels that XLA calls through its foreign function interface (CPU, one process): all of them, as one library.
 
 #include "attend.h"
-#include "project.h"
+#include "multiply.h"
 #include "recur.h"

@@ -1,9 +1,13 @@
-// project: y[m, n] = sum_k x[m, k] * w[n, k] for a few rows m, reading every weight once. Weights are f32, bf16
-//   or i8; i8 and packed 4-bit weights have a scale for each group of a row.
+// Products of a few rows of x with matrices, reading every weight once: y[m, n] = sum_k x[m, k] * w[n, k].
+//
+// A row of x is cut into pieces in which it has one scale, as weights of fewer bits have theirs. How the pieces are
+// held depends on what the machine multiplies: floats; bf16 beside bf16, where x is the sum of two numbers of
+// 8 bits each; integers beside integers, where x has 16 bits. Both keep x to 1 part in 65,000 of a piece.
 
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "threads.h"
@@ -11,198 +15,421 @@
 
 namespace {
 
+// sums[m][r] = x[m] . rows[r] over `count` elements, lane by lane; the x are `stride` apart. Every row and
+// every x is read once, for M * R sums in registers.
 template <int M, int R, typename W>
-inline void GroupDots(const float* x, int64_t k, const W* w, int64_t size, Floats (*sums)[R]) {
-  const W* rows[R];
-  for (int r = 0; r < R; ++r) rows[r] = w + r * k;
-  Dots<M, R, W>(x, size, rows, size, sums);
-}
-
-template <int M, int R>
-inline void GroupDots(const float* x, int64_t k, const Packed* w, int64_t size, Floats (*sums)[R]) {
-  const int64_t half = size / 2;
+inline void Dots(const float* x, int64_t stride, const W* const* rows, int64_t count, Floats (*sums)[R]) {
   Floats lanes[M][R] = {};
-  int64_t j = 0;
-  for (; j + kLanes <= half; j += kLanes) {
-    Floats lower[R], upper[R];
+  int64_t k = 0;
+  for (; k + kLanes <= count; k += kLanes) {
+    Floats wide[R];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      Unpack(w + r * k / 2 + j, &lower[r], &upper[r]);
-      __builtin_prefetch(reinterpret_cast<const char*>(w + r * k / 2 + j) + kAhead, 0, 0);
-    }
+    for (int r = 0; r < R; ++r) wide[r] = WidenAll(rows[r] + k);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      const Floats first = Read<Floats>(x + m * size + j), second = Read<Floats>(x + m * size + half + j);
+      const Floats value = Read<Floats>(x + m * stride + k);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) lanes[m][r] += first * lower[r] + second * upper[r];
+      for (int r = 0; r < R; ++r) lanes[m][r] += value * wide[r];
     }
   }
   for (int m = 0; m < M; ++m) {
     for (int r = 0; r < R; ++r) {
-      for (int64_t rest = j; rest < half; ++rest) {
-        const int byte = w[r * k / 2 + rest].byte;
-        lanes[m][r][0] += x[m * size + rest] * ((byte & 15) - 8) + x[m * size + half + rest] * ((byte >> 4) - 8);
+      for (int64_t rest = k; rest < count; ++rest) {
+        lanes[m][r][0] += x[m * stride + rest] * Widen(rows[r][rest]);
       }
       sums[m][r] = lanes[m][r];
     }
   }
 }
 
+// How many rows of weights are read side by side for M rows of x: enough sums to hide the latency of adding, and
+// enough streams for the machine to fetch ahead of them.
+constexpr int RowsAtOnce(int m) { return m == 1 ? 8 : m >= 8 ? 3 : 4; }
+
+// ---- how rows of x are held ----
+
+// Numbers of a row of x that share a scale beside weights that do not. The products of 4,096 fit into 32 bits.
+constexpr int64_t kSpan = 512;
+
+// Rows that are multiplied here; more are multiplied in tiles, see multiply.h.
+constexpr int64_t kFew = 4, kFewColumns = 8;
+
+// Pieces of `size` numbers, the last one shorter, each with the numbers of all M rows side by side.
+struct Pieces {
+  int64_t rows, k, size, count;
+  Pieces(int64_t rows, int64_t k, int64_t size)
+      : rows(rows), k(k), size(std::min(size, k)), count((k + this->size - 1) / this->size) {}
+  int64_t length(int64_t piece) const { return std::min(size, k - piece * size); }
+};
+
+// Weights of any kind, widened to floats. One row of x is read where it is.
 template <typename W>
-constexpr int64_t PerElement() {
-  return std::is_same<W, Packed>::value ? 2 : 1;
-}
-
-// sums[r][m] += scale * (x[m] . row r) over one block of k, lane by lane, for R rows of weights.
-template <int M, int R, typename W>
-inline void AddBlock(const float* x, const W* w, const float* scales, int64_t groups, int64_t k, int64_t block,
-                     Floats (*sums)[M]) {
-  Floats part[M][R];
-  GroupDots<M, R>(x, k, w, block, part);
-  for (int r = 0; r < R; ++r) {
-    const float scale = scales == nullptr ? 1.0f : scales[r * groups];
-    for (int m = 0; m < M; ++m) sums[r][m] += part[m][r] * scale;
-  }
-}
-
-// y[m][row:row + R] where rows of weights have several scales: groups are summed in registers. The x of a
-// group lie beside each other.
-template <int M, int R, typename W>
-inline void ProjectGroups(const float* x, const W* w, const float* scales, float* y, int64_t n, int64_t k,
-                          int64_t groups, int64_t row) {
-  const int64_t size = k / groups;
-  Floats total[M][R] = {};
-  for (int64_t group = 0; group < groups; ++group) {
-    Floats part[M][R];
-    GroupDots<M, R>(x + M * group * size, k, w + (row * k + group * size) / PerElement<W>(), size, part);
-    for (int r = 0; r < R; ++r) {
-      const float scale = scales[(row + r) * groups + group];
-      for (int m = 0; m < M; ++m) total[m][r] += part[m][r] * scale;
+class FloatRows : public Pieces {
+ public:
+  static constexpr bool kScaled = false;
+  FloatRows(const float* x, int64_t rows, int64_t k, int64_t groups)
+      : Pieces(rows, k, k / groups), near_(rows > 1 ? rows * k : 0), x_(x) {
+    for (int64_t piece = 0; piece < count && rows > 1; ++piece) {
+      const int64_t at = piece * size;
+      for (int64_t m = 0; m < rows; ++m) {
+        std::copy_n(x + m * k + at, length(piece), near_.data() + rows * at + m * length(piece));
+      }
     }
   }
-  for (int m = 0; m < M; ++m) {
-    for (int r = 0; r < R; ++r) y[m * n + row + r] = Sum(total[m][r]);
-  }
-}
+  float scale(int64_t, int) const { return 1.0f; }
 
-// Blocks of k keep the rows of x in the nearest cache while a tile of weight rows passes; a single row of x
-// needs none. The rows of x are copied block by block, since rows that lie a power of two apart would drive
-// each other out of that cache. Blocks never cross a group, which has one scale.
-template <int M, typename W>
-void ProjectRows(const float* x, const W* w, const float* scales, float* y, int64_t n, int64_t k,
-                 int64_t groups, int64_t first, int64_t last) {
-  constexpr int R = RowsAtOnce(M);
-  constexpr int64_t kTile = 8 * R, kBlock = M >= 8 ? 512 : 1024, kPer = PerElement<W>();
-  const int64_t size = k / groups, block = groups > 1 || M == 1 ? size : kBlock;
-  std::vector<float> near(M > 1 ? M * k : 0);
-  for (int64_t at = 0; at < k && M > 1; at += block) {
-    const int64_t length = std::min(block, k - at);
-    for (int m = 0; m < M; ++m) std::copy_n(x + m * k + at, length, near.data() + M * at + m * length);
+  template <int M, int R>
+  void Dot(int64_t piece, const W* w, int64_t stride, Floats (*sums)[R]) const {
+    const float* x = rows > 1 ? near_.data() + rows * piece * size : x_ + piece * size;
+    if constexpr (std::is_same<W, Packed>::value) {
+      DotPacked<M, R>(x, length(piece), w, stride, sums);
+    } else {
+      const W* from[R];
+      for (int r = 0; r < R; ++r) from[r] = w + r * stride;
+      Dots<M, R, W>(x, length(piece), from, length(piece), sums);
+    }
   }
-  if (groups > 1) {
-    const float* from = M > 1 ? near.data() : x;
-    int64_t row = first;
-    for (; row + R <= last; row += R) ProjectGroups<M, R, W>(from, w, scales, y, n, k, groups, row);
-    for (; row < last; ++row) ProjectGroups<M, 1, W>(from, w, scales, y, n, k, groups, row);
-    return;
+
+ private:
+  template <int M, int R>
+  static void DotPacked(const float* x, int64_t size, const Packed* w, int64_t stride, Floats (*sums)[R]) {
+    const int64_t half = size / 2;
+    Floats lanes[M][R] = {};
+    int64_t j = 0;
+    for (; j + kLanes <= half; j += kLanes) {
+      Floats lower[R], upper[R];
+      for (int r = 0; r < R; ++r) Unpack(w + r * stride + j, &lower[r], &upper[r]);
+      for (int m = 0; m < M; ++m) {
+        const Floats first = Read<Floats>(x + m * size + j), second = Read<Floats>(x + m * size + half + j);
+        for (int r = 0; r < R; ++r) lanes[m][r] += first * lower[r] + second * upper[r];
+      }
+    }
+    for (int m = 0; m < M; ++m) {
+      for (int r = 0; r < R; ++r) {
+        for (int64_t rest = j; rest < half; ++rest) {
+          const int byte = w[r * stride + rest].byte;
+          lanes[m][r][0] +=
+              x[m * size + rest] * ((byte & 15) - 8) + x[m * size + half + rest] * ((byte >> 4) - 8);
+        }
+        sums[m][r] = lanes[m][r];
+      }
+    }
   }
-  Floats sums[kTile][M];
-  for (int64_t tile = first; tile < last; tile += kTile) {
-    const int64_t rows = std::min(kTile, last - tile);
-    std::memset(sums, 0, sizeof(sums));
-    for (int64_t at = 0; at < k; at += block) {
-      const int64_t length = std::min(block, k - at);
-      const float* beside = M > 1 ? near.data() + M * at : x + at;
-      for (int64_t row = 0; row < rows;) {
-        const W* from = w + ((tile + row) * k + at) / kPer;
-        const float* scale = scales == nullptr ? nullptr : scales + (tile + row) * groups + at / size;
-        if (row + R <= rows) {
-          AddBlock<M, R, W>(beside, from, scale, groups, k, length, sums + row);
-          row += R;
-        } else {
-          AddBlock<M, 1, W>(beside, from, scale, groups, k, length, sums + row);
-          row += 1;
+
+  std::vector<float> near_;
+  const float* x_;
+};
+
+template <typename W>
+struct RowsFor {
+  using Type = FloatRows<W>;
+};
+
+#if defined(__AVX512BF16__)
+// Beside bf16: x as the sum of two bf16, each multiplied with the weights as they are.
+class SplitRows : public Pieces {
+ public:
+  static constexpr bool kScaled = false;
+  SplitRows(const float* x, int64_t rows, int64_t k, int64_t)
+      : Pieces(rows, k, k), padded_((size + 31) / 32 * 32), high_(rows * count * padded_),
+        low_(rows * count * padded_) {
+    for (int64_t piece = 0; piece < count; ++piece) {
+      for (int64_t m = 0; m < rows; ++m) {
+        const float* from = x + m * k + piece * size;
+        uint16_t *high = high_.data() + (piece * rows + m) * padded_, *low = low_.data() + (piece * rows + m) * padded_;
+        std::fill_n(high, padded_, 0);
+        std::fill_n(low, padded_, 0);
+        for (int64_t i = 0; i < length(piece); ++i) {
+          high[i] = Narrow(from[i]);
+          low[i] = Narrow(from[i] - Widen(high[i]));
         }
       }
     }
-    for (int64_t row = 0; row < rows; ++row) {
-      for (int m = 0; m < M; ++m) y[m * n + tile + row] = Sum(sums[row][m]);
+  }
+  float scale(int64_t, int) const { return 1.0f; }
+
+  template <int M, int R>
+  void Dot(int64_t piece, const uint16_t* w, int64_t stride, Floats (*sums)[R]) const {
+    const uint16_t *high = high_.data() + piece * rows * padded_, *low = low_.data() + piece * rows * padded_;
+    const int64_t size = length(piece);
+    Floats upper[M][R] = {}, lower[M][R] = {};
+    int64_t k = 0;
+    for (; k + 32 <= size; k += 32) {
+      __m512bh wide[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) wide[r] = Read<__m512bh>(w + r * stride + k);
+      Step<M, R>(high + k, low + k, wide, upper, lower);
+    }
+    if (k < size) {
+      __m512bh wide[R];
+      const __mmask32 some = (1u << (size - k)) - 1;
+      for (int r = 0; r < R; ++r) wide[r] = (__m512bh)_mm512_maskz_loadu_epi16(some, w + r * stride + k);
+      Step<M, R>(high + k, low + k, wide, upper, lower);
+    }
+    for (int m = 0; m < M; ++m) {
+      for (int r = 0; r < R; ++r) sums[m][r] = upper[m][r] + lower[m][r];
+    }
+  }
+
+ private:
+  template <int M, int R>
+  void Step(const uint16_t* high, const uint16_t* low, const __m512bh* w, Floats (*upper)[R],
+            Floats (*lower)[R]) const {
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const __m512bh first = Read<__m512bh>(high + m * padded_), second = Read<__m512bh>(low + m * padded_);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        upper[m][r] = (Floats)_mm512_dpbf16_ps((__m512)upper[m][r], first, w[r]);
+        Floats& other = M >= 4 ? upper[m][r] : lower[m][r];  // with few sums, more of them hide their latency
+        other = (Floats)_mm512_dpbf16_ps((__m512)other, second, w[r]);
+      }
+    }
+  }
+
+  int64_t padded_;
+  Buffer<uint16_t> high_, low_;
+};
+
+template <>
+struct RowsFor<uint16_t> {
+  using Type = SplitRows;
+};
+#endif
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+// Beside integers: x as integers of 16 bits with a scale for each piece. 
+template <typename W>
+class IntegerRows : public Pieces {
+ public:
+  static constexpr bool kScaled = true;
+  IntegerRows(const float* x, int64_t rows, int64_t k, int64_t groups)
+      : Pieces(rows, k, groups > 1 ? k / groups : kSpan), padded_((size + 31) / 32 * 32),
+        values_(rows * count * padded_), scales_(rows * count) {
+    for (int64_t piece = 0; piece < count; ++piece) {
+      for (int64_t m = 0; m < rows; ++m) {
+        const float* from = x + m * k + piece * size;
+        float largest = 0;
+        for (int64_t i = 0; i < length(piece); ++i) largest = std::max(largest, std::fabs(from[i]));
+        const float inverse = largest > 0 ? 32767.0f / largest : 0.0f;
+        int16_t* to = values_.data() + (piece * rows + m) * padded_;
+        std::fill_n(to, padded_, 0);
+        for (int64_t i = 0; i < length(piece); ++i) {
+          to[Place(i, length(piece))] = static_cast<int16_t>(std::nearbyint(from[i] * inverse));
+        }
+        scales_[piece * rows + m] = largest / 32767.0f;
+      }
+    }
+  }
+  float scale(int64_t piece, int m) const { return scales_[piece * rows + m]; }
+
+  template <int M, int R>
+  void Dot(int64_t piece, const W* w, int64_t stride, Floats (*sums)[R]) const {
+    constexpr int kStep = 32 / PerElement<W>();  // bytes
+    const int16_t* x = values_.data() + piece * rows * padded_;
+    const int64_t bytes = length(piece) / PerElement<W>();
+    __m512i lanes[M][R] = {};
+    int64_t j = 0;
+    for (; j + kStep <= bytes; j += kStep) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        Add<M, R>(x + j * PerElement<W>(), WidenBytes(w + r * stride + j, kStep), r, lanes);
+      }
+    }
+    for (int r = 0; r < R && j < bytes; ++r) {
+      Add<M, R>(x + j * PerElement<W>(), WidenBytes(w + r * stride + j, bytes - j), r, lanes);
+    }
+    for (int m = 0; m < M; ++m) {
+      for (int r = 0; r < R; ++r) sums[m][r] = (Floats)_mm512_cvtepi32_ps(lanes[m][r]);
+    }
+  }
+
+ private:
+  // Where a number lies. Two weights in a byte are read as 16 from lower and 16 from upper halves.
+  static int64_t Place(int64_t i, int64_t size) {
+    if (!std::is_same<W, Packed>::value) return i;
+    const int64_t half = size / 2, within = i % half;
+    return within / 16 * 32 + i / half * 16 + within % 16;
+  }
+
+  static __m512i WidenBytes(const int8_t* from, int64_t count) {
+    const __mmask32 some = count >= 32 ? ~0u : (1u << count) - 1;
+    return _mm512_cvtepi8_epi16(count >= 32 ? Read<__m256i>(from) : _mm256_maskz_loadu_epi8(some, from));
+  }
+
+  static __m512i WidenBytes(const Packed* from, int64_t count) {
+    const __mmask16 some = count >= 16 ? 0xffff : (1u << count) - 1;
+    const __m128i both = count >= 16 ? Read<__m128i>(from) : _mm_maskz_loadu_epi8(some, from);
+    const __m128i mask = _mm_set1_epi8(15);
+    const __m256i halves = _mm256_set_m128i(_mm_and_si128(_mm_srli_epi16(both, 4), mask), _mm_and_si128(both, mask));
+    return _mm512_cvtepi8_epi16(_mm256_sub_epi8(halves, _mm256_set1_epi8(8)));
+  }
+
+  template <int M, int R>
+  void Add(const int16_t* x, __m512i w, int r, __m512i (*lanes)[R]) const {
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) lanes[m][r] = _mm512_dpwssd_epi32(lanes[m][r], Read<__m512i>(x + m * padded_), w);
+  }
+
+  int64_t padded_;
+  Buffer<int16_t> values_;
+  std::vector<float> scales_;
+};
+
+template <>
+struct RowsFor<int8_t> {
+  using Type = IntegerRows<int8_t>;
+};
+template <>
+struct RowsFor<Packed> {
+  using Type = IntegerRows<Packed>;
+};
+#endif
+
+// ---- products ----
+
+// A matrix [n, k], or [k, n] if turned, its scales [n, groups] if it has any, and where its product goes.
+template <typename W>
+struct Matrix {
+  const W* w;
+  const float* scales;
+  float* y;
+  int64_t n;
+};
+
+// sums[r][m] = x[m] . row r, lane by lane, for R rows of weights. `grouped` are the scales of the first row, if pieces
+// are groups.
+template <int M, int R, typename W, typename Rows>
+inline void AddPieces(const Rows& x, const W* w, const float* grouped, int64_t groups, Floats (*sums)[M]) {
+  const int64_t stride = x.k / PerElement<W>();
+  Floats total[M][R] = {};
+  for (int64_t piece = 0; piece < x.count; ++piece) {
+    Floats part[M][R];
+    x.template Dot<M, R>(piece, w + piece * x.size / PerElement<W>(), stride, part);
+    for (int r = 0; r < R; ++r) {
+      const float scale = grouped == nullptr ? 1.0f : grouped[r * groups + piece];
+      for (int m = 0; m < M; ++m) {
+        total[m][r] += Rows::kScaled || grouped != nullptr ? part[m][r] * (scale * x.scale(piece, m)) : part[m][r];
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int m = 0; m < M; ++m) sums[r][m] = total[m][r];
+  }
+}
+
+// y[m][first:last] for the `valid` ones of M rows of x.
+template <int M, typename W, typename Rows>
+void ProjectRows(const Rows& x, int64_t valid, const Matrix<W>& matrix, int64_t groups, int64_t first, int64_t last) {
+  constexpr int R = RowsAtOnce(M);
+  for (int64_t row = first; row < last;) {
+    const int64_t rows = row + R <= last ? R : 1;
+    Floats sums[R][M];
+    const W* from = matrix.w + row * (x.k / PerElement<W>());
+    const float* grouped = groups > 1 ? matrix.scales + row * groups : nullptr;
+    if (rows == R) {
+      AddPieces<M, R, W, Rows>(x, from, grouped, groups, sums);
+    } else {
+      AddPieces<M, 1, W, Rows>(x, from, grouped, groups, sums);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      const float scale = groups == 1 && matrix.scales != nullptr ? matrix.scales[row + r] : 1.0f;
+      for (int m = 0; m < valid; ++m) matrix.y[m * matrix.n + row + r] = Sum(sums[r][m]) * scale;
+    }
+    row += rows;
+  }
+}
+
+// sums[m][j] += sum_i x[m][i] * w[i][j] for K rows of weights, n apart, and columns 0 .. count.
+template <int M, int K, typename W>
+inline void AddColumns(const float* x, int64_t k, const W* w, int64_t n, int64_t count, float* sums, int64_t stride) {
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) {
+    Floats total[M];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) total[m] = Read<Floats>(sums + m * stride + j);
+#pragma GCC unroll 8
+    for (int i = 0; i < K; ++i) {
+      const Floats wide = WidenAll(w + i * n + j);
+      __builtin_prefetch(reinterpret_cast<const char*>(w + (i + K) * n + j), 0, 2);  // the next ones
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) total[m] += wide * x[m * k + i];
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) Write(total[m], sums + m * stride + j);
+  }
+  for (; j < count; ++j) {
+    for (int m = 0; m < M; ++m) {
+      for (int i = 0; i < K; ++i) sums[m * stride + j] += x[m * k + i] * Widen(w[i * n + j]);
     }
   }
 }
 
-template <typename Kernel>
-void ForRows(int64_t rows, const Kernel& kernel) {  // kernel(first row, how many: 1, 2, 4 or 8)
-  for (int64_t m = 0; m < rows;) {
-    const int64_t left = rows - m;
-    const int step = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-    kernel(m, step);
-    m += step;
+// y[m][first:last] where weights are [k, n]: the sums of a strip of columns stay near while rows of weights pass.
+template <int M, typename W>
+void ProjectColumns(const float* x, int64_t valid, int64_t k, const Matrix<W>& matrix, int64_t first, int64_t last) {
+  constexpr int64_t kStrip = 4096 / M;
+  alignas(64) float sums[M * kStrip];
+  for (int64_t column = first; column < last; column += kStrip) {
+    const int64_t count = std::min(kStrip, last - column);
+    std::memset(sums, 0, sizeof(sums));
+    int64_t i = 0;
+    for (; i + 8 <= k; i += 8) AddColumns<M, 8, W>(x + i, k, matrix.w + i * matrix.n + column, matrix.n, count, sums, kStrip);
+    for (; i < k; ++i) AddColumns<M, 1, W>(x + i, k, matrix.w + i * matrix.n + column, matrix.n, count, sums, kStrip);
+    for (int64_t m = 0; m < valid; ++m) std::copy_n(sums + m * kStrip, count, matrix.y + m * matrix.n + column);
   }
 }
 
+// kernel(a type whose value is the smallest of 1, 2, 4 and 8 that is not below `rows`)
+template <typename Kernel>
+void WithConstant(int64_t rows, const Kernel& kernel) {
+  if (rows > 4) return kernel(std::integral_constant<int, 8>());
+  if (rows > 2) return kernel(std::integral_constant<int, 4>());
+  if (rows > 1) return kernel(std::integral_constant<int, 2>());
+  return kernel(std::integral_constant<int, 1>());
+}
+
+// Runs work(matrix, first, last) over the results of all matrices, side by side.
+template <typename W, typename Work>
+void SpreadOver(ffi::ThreadPool& pool, const std::vector<Matrix<W>>& matrices, int64_t operations, int64_t unit,
+                const Work& work) {
+  std::vector<int64_t> starts = {0};
+  for (const auto& matrix : matrices) starts.push_back(starts.back() + (matrix.n + unit - 1) / unit);
+  Spread(pool, starts.back(), operations * starts.back() * unit, [&](int64_t first, int64_t last) {
+    for (size_t i = 0; i < matrices.size(); ++i) {
+      const int64_t from = std::max(first, starts[i]) - starts[i], to = std::min(last, starts[i + 1]) - starts[i];
+      if (from < to) work(matrices[i], from * unit, std::min(to * unit, matrices[i].n));
+    }
+  });
+}
+
+// y[m, n] of up to kFew rows for several matrices of one kind. Weights are read once: three rows take as long as
+// four, of which one is zero.
 template <typename W>
-void ProjectAll(ffi::ThreadPool& pool, const float* x, const W* w, const float* scales, float* y,
-                int64_t rows, int64_t n, int64_t k, int64_t groups) {
-  Spread(pool, n, rows * n * k, [&](int64_t first, int64_t last) {
-    ForRows(rows, [&](int64_t m, int step) {
-      const float* from = x + m * k;
-      float* to = y + m * n;
-      switch (step) {
-        case 8: ProjectRows<8, W>(from, w, scales, to, n, k, groups, first, last); break;
-        case 4: ProjectRows<4, W>(from, w, scales, to, n, k, groups, first, last); break;
-        case 2: ProjectRows<2, W>(from, w, scales, to, n, k, groups, first, last); break;
-        default: ProjectRows<1, W>(from, w, scales, to, n, k, groups, first, last);
+void ProjectFew(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t k, int64_t groups, bool turned,
+                const std::vector<Matrix<W>>& matrices) {
+  WithConstant(rows, [&](auto constant) {
+    constexpr int M = decltype(constant)::value;
+    std::vector<float> filled;
+    if (rows < M) {
+      filled.resize(M * k);
+      std::copy_n(x, rows * k, filled.data());
+    }
+    const float* all = rows < M ? filled.data() : x;
+    if constexpr (std::is_same<W, float>::value || std::is_same<W, uint16_t>::value) {
+      if (turned) {
+        SpreadOver<W>(pool, matrices, rows * k, 4 * kLanes, [&](const Matrix<W>& matrix, int64_t first, int64_t last) {
+          ProjectColumns<M, W>(all, rows, k, matrix, first, last);
+        });
+        return;
       }
+    }
+    using Rows = typename RowsFor<W>::Type;
+    const Rows held(all, M, k, groups);
+    SpreadOver<W>(pool, matrices, rows * k, 1, [&](const Matrix<W>& matrix, int64_t first, int64_t last) {
+      ProjectRows<M, W, Rows>(held, rows, matrix, groups, first, last);
     });
   });
 }
 
 }  // namespace
-
-static ffi::Error Project(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
-                          ffi::Result<ffi::AnyBuffer> y) {
-  const int64_t n = w.dimensions()[0], k = w.dimensions()[1];
-  const int64_t rows = x.element_count() / k;
-  const float* from = x.typed_data<float>();
-  float* to = y->typed_data<float>();
-  if (w.element_type() == ffi::F32) {
-    ProjectAll<float>(pool, from, w.typed_data<float>(), nullptr, to, rows, n, k, 1);
-  } else if (w.element_type() == ffi::BF16) {
-    ProjectAll<uint16_t>(pool, from, static_cast<const uint16_t*>(w.untyped_data()), nullptr, to, rows, n, k, 1);
-  } else {
-    return ffi::Error::InvalidArgument("project: weights must be f32 or bf16");
-  }
-  return ffi::Error::Success();
-}
-
-static ffi::Error ProjectScaled(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w,
-                                ffi::AnyBuffer scales, ffi::Result<ffi::AnyBuffer> y) {
-  const int64_t n = scales.dimensions()[0], groups = scales.dimensions()[1];
-  const bool packed = w.element_type() == ffi::U8;
-  const int64_t k = static_cast<int64_t>(w.element_count()) / n * (packed ? 2 : 1);
-  const int64_t rows = x.element_count() / k;
-  const float *from = x.typed_data<float>(), *scale = scales.typed_data<float>();
-  float* to = y->typed_data<float>();
-  if (packed) {
-    ProjectAll<Packed>(pool, from, static_cast<const Packed*>(w.untyped_data()), scale, to, rows, n, k, groups);
-  } else {
-    ProjectAll<int8_t>(pool, from, static_cast<const int8_t*>(w.untyped_data()), scale, to, rows, n, k, groups);
-  }
-  return ffi::Error::Success();
-}
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(systolic_project, Project,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(systolic_project_scaled, ProjectScaled,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>());

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <type_traits>
 
@@ -14,14 +15,13 @@
 
 namespace {
 
-constexpr int64_t kAhead = 2048;  // bytes that are asked for before they are needed
-
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
 #else
 constexpr int kLanes = 8;
 #endif
 typedef float Floats __attribute__((vector_size(kLanes * sizeof(float))));
+typedef int32_t Ints __attribute__((vector_size(kLanes * sizeof(int32_t))));
 typedef uint32_t Words __attribute__((vector_size(kLanes * sizeof(uint32_t))));
 typedef uint16_t Halves __attribute__((vector_size(kLanes * sizeof(uint16_t))));
 typedef int8_t Bytes __attribute__((vector_size(kLanes)));
@@ -33,6 +33,29 @@ inline Vector Read(const Element* from) {
   return vector;
 }
 
+template <typename Vector, typename Element>
+inline void Write(const Vector& vector, Element* to) {
+  std::memcpy(to, &vector, sizeof(vector));
+}
+
+// Memory without a value, aligned for vectors.
+template <typename Element>
+class Buffer {
+ public:
+  explicit Buffer(int64_t count)
+      : from_(static_cast<Element*>(std::aligned_alloc(64, (count * sizeof(Element) + 127) / 64 * 64))) {}
+  ~Buffer() { std::free(from_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  Element* data() const { return from_; }
+  Element& operator[](int64_t i) const { return from_[i]; }
+
+ private:
+  Element* from_;
+};
+
+// ---- numbers ----
+
 inline float Widen(float w) { return w; }
 inline float Widen(int8_t w) { return static_cast<float>(w); }
 inline float Widen(uint16_t w) {  // bf16: the upper half of a float
@@ -41,6 +64,12 @@ inline float Widen(uint16_t w) {  // bf16: the upper half of a float
   std::memcpy(&value, &bits, sizeof(value));
   return value;
 }
+inline uint16_t Narrow(float w) {  // to the nearest bf16, ties to even
+  uint32_t bits;
+  std::memcpy(&bits, &w, sizeof(bits));
+  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
 inline Floats WidenAll(const float* w) { return Read<Floats>(w); }
 #if defined(__AVX512F__)
 inline Floats Convert(__m128i bytes) { return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)); }
@@ -84,6 +113,14 @@ inline void Unpack(const Packed* from, Floats* lower, Floats* upper) {
 #endif
 }
 
+// How many numbers lie in one element of memory.
+template <typename W>
+constexpr int64_t PerElement() {
+  return std::is_same<W, Packed>::value ? 2 : 1;
+}
+
+// ---- vectors as a whole ----
+
 inline float Sum(Floats vector) {
 #if defined(__AVX512F__)
   typedef float Half __attribute__((vector_size(32)));
@@ -96,37 +133,61 @@ inline float Sum(Floats vector) {
   return ((total[0] + total[4]) + (total[1] + total[5])) + ((total[2] + total[6]) + (total[3] + total[7]));
 }
 
-// sums[m][r] = x[m] . rows[r] over `count` elements, lane by lane; the x are `stride` apart. Every row and
-// every x is read once, for M * R sums in registers.
-template <int M, int R, typename W>
-inline void Dots(const float* x, int64_t stride, const W* const* rows, int64_t count, Floats (*sums)[R]) {
-  Floats lanes[M][R] = {};
-  int64_t k = 0;
-  for (; k + kLanes <= count; k += kLanes) {
-    Floats wide[R];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      wide[r] = WidenAll(rows[r] + k);
-      __builtin_prefetch(reinterpret_cast<const char*>(rows[r] + k) + kAhead, 0, 0);
-    }
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      const Floats value = Read<Floats>(x + m * stride + k);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) lanes[m][r] += value * wide[r];
-    }
-  }
-  for (int m = 0; m < M; ++m) {
-    for (int r = 0; r < R; ++r) {
-      for (int64_t rest = k; rest < count; ++rest) {
-        lanes[m][r][0] += x[m * stride + rest] * Widen(rows[r][rest]);
+inline Floats Larger(Floats a, Floats b) { return a > b ? a : b; }
+
+// Rows become columns. In each step, lanes whose number has one bit set change places with those of the row
+// whose number has it, too.
+template <int S>
+inline void Exchange(Floats* rows) {
+  for (int i = 0; i < kLanes; ++i) {
+    if (i & S) continue;
+    const Floats a = rows[i], b = rows[i + S];
+#if defined(__AVX512F__)
+    alignas(64) static constexpr struct Order {
+      int32_t low[16], high[16];
+      constexpr Order() : low(), high() {
+        for (int lane = 0; lane < 16; ++lane) {
+          low[lane] = lane & S ? 16 + lane - S : lane;
+          high[lane] = lane & S ? 16 + lane : lane + S;
+        }
       }
-      sums[m][r] = lanes[m][r];
+    } order{};
+    rows[i] = (Floats)_mm512_permutex2var_ps((__m512)a, Read<__m512i>(order.low), (__m512)b);
+    rows[i + S] = (Floats)_mm512_permutex2var_ps((__m512)a, Read<__m512i>(order.high), (__m512)b);
+#else
+    for (int lane = 0; lane < kLanes; ++lane) {
+      rows[i][lane] = lane & S ? b[lane - S] : a[lane];
+      rows[i + S][lane] = lane & S ? b[lane] : a[lane + S];
     }
+#endif
   }
 }
 
-// How many rows of weights are read side by side for M rows of x: enough sums to hide the latency of adding.
-constexpr int RowsAtOnce(int m) { return m >= 8 ? 3 : 4; }
+inline void Turn(Floats* rows) {
+  Exchange<1>(rows);
+  Exchange<2>(rows);
+  Exchange<4>(rows);
+#if defined(__AVX512F__)
+  Exchange<8>(rows);
+#endif
+}
+
+// e^x to about 1e-7 of it, for x <= 0; next to nothing far below. In a form that compilers turn into vectors.
+inline float Exp(float x) {
+  x = x > -87.0f ? x : -87.0f;
+  const float n = __builtin_nearbyintf(x * 1.44269504f);
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof(power));
+  return p * power;
+}
 
 }  // namespace

@@ -1,0 +1,434 @@
+// Products of many rows: y[m, n] = sum_k x[m, k] * w[n, k], or w[k, n], in tiles.
+//
+// The lanes of a vector are rows of x, which is turned once, [k, m]; a weight is read from a small copy of its tile,
+// in which it has been widened, and multiplied with all lanes. So weights of any kind and layout need no kernel of
+// their own, and a tile of sums, kRows weights by two vectors, fills the registers.
+//
+// Weights kept as bf16, or as integers with a scale for a whole row, which bf16 holds exactly, are multiplied as
+// bf16 where the machine can: x is rounded to bf16 then, sums are floats.
+
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "project.h"
+#include "threads.h"
+#include "vectors.h"
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kRows = 14;  // of weights in a tile: with two vectors beside each, 28 of 32 registers are sums
+#else
+constexpr int kRows = 6;
+#endif
+constexpr int kPanel = 2 * kLanes;           // rows of x in a tile: two vectors, in the last one maybe fewer
+constexpr int kHalf = 8;                     // rows of x in the smallest tile
+constexpr int64_t kSteps = 256;              // of k in a block: what a tile copies of the weights
+constexpr int64_t kApart = kSteps + kLanes;  // between rows of that copy, so that they do not share cache sets
+constexpr int64_t kMost = 512;               // rows of x that are multiplied together: their sums stay near
+constexpr int kStrip = 8 * kRows;            // rows of weights at most that are finished together
+
+// ---- what is multiplied in one step: a float, or two bf16 ----
+
+typedef float HalfFloats __attribute__((vector_size(kHalf * sizeof(float))));
+
+struct Single {
+  static constexpr int kPer = 1;  // numbers of k in a step
+  using Element = float;
+  template <typename Vector>
+  static Vector MultiplyAdd(Vector sum, Element w, Vector x) {
+    return sum + x * w;
+  }
+};
+
+#if defined(__AVX512BF16__)
+struct Pair {
+  static constexpr int kPer = 2;
+  using Element = uint32_t;
+  static Floats MultiplyAdd(Floats sum, Element w, Floats x) {
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)_mm512_set1_epi32(w));
+  }
+  static HalfFloats MultiplyAdd(HalfFloats sum, Element w, HalfFloats x) {
+    return (HalfFloats)_mm256_dpbf16_ps((__m256)sum, (__m256bh)x, (__m256bh)_mm256_set1_epi32(w));
+  }
+};
+#endif
+
+// Meanwhile what the next tile copies is fetched: some lines of 64 bytes in each row, rows being `apart` bytes apart.
+struct Ahead {
+  const char* from;
+  int64_t apart, lines;
+  int shift;  // of the number of lines that a row has at most
+};
+
+// sums[kRows][V vectors] += w[kRows, steps] . x[steps, V vectors]. In the copy of a tile, rows are kApart apart; in a
+// turned one, steps are kRows apart.
+template <typename Step, typename Vector, int V, bool kTurned>
+inline void MultiplyTile(const typename Step::Element* w, const float* x, int64_t steps, float* to, int64_t stride,
+                         bool fresh, const Ahead& ahead) {
+  constexpr int kSize = sizeof(Vector) / sizeof(float);
+  Vector sums[kRows][V];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) sums[r][v] = fresh ? Vector{} : Read<Vector>(to + r * stride + v * kSize);
+  }
+  for (int64_t k = 0; k < steps; ++k) {
+    const int64_t line = k & ((1 << ahead.shift) - 1);
+    if (line < ahead.lines) __builtin_prefetch(ahead.from + (k >> ahead.shift) * ahead.apart + line * 64, 0, 2);
+    Vector beside[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) beside[v] = Read<Vector>(x + (k * V + v) * kSize);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const auto one = w[kTurned ? k * kRows + r : r * kApart + k];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) sums[r][v] = Step::MultiplyAdd(sums[r][v], one, beside[v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) Write(sums[r][v], to + r * stride + v * kSize);
+  }
+}
+
+// The same for the number of rows of x that a panel has.
+template <typename Step, bool kTurned>
+inline void MultiplyPanel(int width, const typename Step::Element* w, const float* x, int64_t steps, float* to,
+                          int64_t stride, bool fresh, const Ahead& ahead) {
+  if (width == kPanel) return MultiplyTile<Step, Floats, 2, kTurned>(w, x, steps, to, stride, fresh, ahead);
+  if (width == kLanes) return MultiplyTile<Step, Floats, 1, kTurned>(w, x, steps, to, stride, fresh, ahead);
+  return MultiplyTile<Step, HalfFloats, 1, kTurned>(w, x, steps, to, stride, fresh, ahead);
+}
+
+// ---- x, turned ----
+
+// Rows of x in panels, [panel][step][lane], as floats. The last panel is as narrow as its rows allow.
+template <typename Step>
+class Panels {
+ public:
+  Panels(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t k)
+      : rows(rows), steps((k + Step::kPer - 1) / Step::kPer), count((rows + kPanel - 1) / kPanel),
+        values_(count * kPanel * steps), x_(x), k_(k) {
+    const int64_t vectors = (rows + kLanes - 1) / kLanes;
+    Spread(pool, vectors, rows * k, [&](int64_t first, int64_t last) {
+      for (int64_t vector = first; vector < last; ++vector) Fill(vector);
+    });
+  }
+  int width(int64_t panel) const {
+    const int64_t left = rows - panel * kPanel;
+    return left > kLanes ? kPanel : left > kHalf ? kLanes : kHalf;
+  }
+  const float* at(int64_t panel, int64_t step) const {
+    return values_.data() + panel * kPanel * steps + step * width(panel);
+  }
+
+  const int64_t rows, steps, count;
+
+ private:
+  void Fill(int64_t vector) {
+    const int64_t panel = vector * kLanes / kPanel, lane = vector * kLanes;
+    const int64_t present = std::min<int64_t>(kLanes, rows - lane);
+    const int64_t stride = width(panel), written = std::min<int64_t>(stride, kLanes) * sizeof(float);
+    float* to = values_.data() + panel * kPanel * steps + lane % kPanel;
+    Floats square[kLanes];
+    for (int64_t step = 0; step < steps; step += kLanes) {
+      for (int i = 0; i < kLanes; ++i) {
+        square[i] = i < present ? Some(x_ + (lane + i) * k_, step * Step::kPer) : Floats{};
+      }
+      Turn(square);
+      const int64_t end = std::min<int64_t>(kLanes, steps - step);
+      for (int64_t i = 0; i < end; ++i) std::memcpy(to + (step + i) * stride, &square[i], written);
+    }
+  }
+
+  // kLanes steps of a row from number k on; zeros behind its end.
+  Floats Some(const float* row, int64_t k) const {
+    constexpr int kCount = kLanes * Step::kPer;
+    float some[kCount];
+    const float* from = row + k;
+    if (k + kCount > k_) {
+      std::fill_n(some, kCount, 0.0f);
+      std::copy_n(from, k_ - k, some);
+      from = some;
+    }
+#if defined(__AVX512BF16__)
+    if constexpr (Step::kPer == 2) {
+      return (Floats)_mm512_cvtne2ps_pbh((__m512)Read<Floats>(from + kLanes), (__m512)Read<Floats>(from));
+    }
+#endif
+    return Read<Floats>(from);
+  }
+
+  Buffer<float> values_;
+  const float* x_;
+  const int64_t k_;
+};
+
+// ---- copies of tiles ----
+
+// Numbers `within` .. within + count of a group of `size` weights, as floats, times its scale.
+template <typename W>
+inline void WidenGroup(const W* group, int64_t size, float scale, int64_t within, int64_t count, float* to) {
+  int64_t i = 0;
+  if constexpr (std::is_same<W, Packed>::value) {
+    const int64_t half = size / 2;
+    if (within == 0 && count == size) {
+      for (; i + kLanes <= half; i += kLanes) {
+        Floats lower, upper;
+        Unpack(group + i, &lower, &upper);
+        Write(lower * scale, to + i);
+        Write(upper * scale, to + half + i);
+      }
+      for (; i < half; ++i) {
+        to[i] = static_cast<float>((group[i].byte & 15) - 8) * scale;
+        to[half + i] = static_cast<float>((group[i].byte >> 4) - 8) * scale;
+      }
+      return;
+    }
+    for (; i < count; ++i) {
+      const int64_t at = within + i;
+      const int byte = group[at % half].byte;
+      to[i] = static_cast<float>((at < half ? byte & 15 : byte >> 4) - 8) * scale;
+    }
+  } else {
+    for (; i + kLanes <= count; i += kLanes) Write(WidenAll(group + within + i) * scale, to + i);
+    for (; i < count; ++i) to[i] = Widen(group[within + i]) * scale;
+  }
+}
+
+// Numbers k .. k + count of a row of weights in groups of `size`, as floats.
+template <typename W>
+inline void WidenRow(const W* row, const float* scales, int64_t size, int64_t k, int64_t count, float* to) {
+  for (int64_t i = 0; i < count;) {
+    const int64_t group = (k + i) / size, within = (k + i) % size, some = std::min(count - i, size - within);
+    const float scale = scales == nullptr ? 1.0f : scales[group];
+    WidenGroup(row + group * size / PerElement<W>(), size, scale, within, some, to + i);
+    i += some;
+  }
+}
+
+// The same as bf16, in pairs; a last one without a partner stands beside a zero.
+#if defined(__AVX512BF16__)
+template <typename W>
+inline void NarrowRow(const W* row, int64_t k, int64_t count, uint16_t* to) {
+  if (count & 1) to[count] = 0;
+  if constexpr (std::is_same<W, uint16_t>::value) {
+    std::copy_n(row + k, count, to);
+  } else {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+      Write(_mm512_cvtneps_pbh((__m512)WidenAll(row + k + i)), to + i);
+    }
+    for (; i < count; ++i) to[i] = Narrow(Widen(row[k + i]));
+  }
+}
+#endif
+
+// One tile: `rows` of weights from `row` on, numbers k .. k + count. Rows that are missing are zero.
+template <typename Step, typename W>
+void CopyTile(const Matrix<W>& matrix, int64_t total, int64_t groups, bool turned, int64_t row, int64_t rows, int64_t k,
+              int64_t count, typename Step::Element* to) {
+  const int64_t steps = (count + Step::kPer - 1) / Step::kPer;
+  if (turned) {
+    if constexpr (std::is_same<W, float>::value || std::is_same<W, uint16_t>::value) {
+      std::fill_n(to, steps * kRows, 0);
+      for (int64_t i = 0; i < count; ++i) {
+        const W* from = matrix.w + (k + i) * matrix.n + row;
+        if constexpr (std::is_same<W, float>::value && Step::kPer == 1) {
+          if (rows == kRows) std::memcpy(to + i * kRows, from, kRows * sizeof(float));
+          else std::memcpy(to + i * kRows, from, rows * sizeof(float));
+        } else if constexpr (Step::kPer == 1) {
+          for (int64_t r = 0; r < rows; ++r) to[i * kRows + r] = Widen(from[r]);
+        } else {
+          for (int64_t r = 0; r < rows; ++r) {
+            to[i / 2 * kRows + r] |= static_cast<uint32_t>(from[r]) << (i % 2 * 16);
+          }
+        }
+      }
+    }
+    return;
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    const W* from = matrix.w + (row + r) * total / PerElement<W>();
+    if constexpr (Step::kPer == 1) {
+      const float* scales = groups > 1 || std::is_same<W, Packed>::value ? matrix.scales + (row + r) * groups : nullptr;
+      WidenRow(from, scales, total / groups, k, count, to + r * kApart);
+    } else {
+#if defined(__AVX512BF16__)
+      NarrowRow(from, k, count, reinterpret_cast<uint16_t*>(to + r * kApart));
+#endif
+    }
+  }
+  for (int64_t r = rows; r < kRows; ++r) std::fill_n(to + r * kApart, steps, 0);
+}
+
+// ---- products ----
+
+// y[0:count, row:row + rows] = sums[rows, count] turned, times a scale for each row of weights. Folded sums have the
+// rest of each number kHalf lanes behind it.
+template <typename W>
+void TurnBack(const float* sums, int64_t stride, const Matrix<W>& matrix, bool scaled, bool folded, int64_t row,
+              int64_t rows, int64_t first, int64_t count) {
+  for (int64_t r = 0; r < rows; r += kLanes) {
+    const int64_t high = std::min<int64_t>(kLanes, rows - r);
+    for (int64_t m = 0; m < count; m += kLanes) {
+      Floats square[kLanes];
+      for (int64_t i = 0; i < kLanes; ++i) {
+        square[i] = i < high ? Read<Floats>(sums + (r + i) * stride + m) : Floats{};
+        if (folded && i < high) square[i] += Read<Floats>(sums + (r + i) * stride + m + kHalf);
+        if (scaled && i < high) square[i] *= matrix.scales[row + r + i];
+      }
+      Turn(square);
+      const int64_t wide = std::min<int64_t>(kLanes, count - m);
+      for (int64_t i = 0; i < wide; ++i) {
+        std::memcpy(matrix.y + (first + m + i) * matrix.n + row + r, &square[i], high * sizeof(float));
+      }
+    }
+  }
+}
+
+// Where the weights of a tile lie.
+template <typename W>
+Ahead AheadOf(const Matrix<W>& matrix, int64_t k, bool turned, int64_t row, int64_t at, int64_t length) {
+  const int64_t size = sizeof(W);
+  if (turned) return {reinterpret_cast<const char*>(matrix.w + at * matrix.n + row), matrix.n * size, 1, 0};
+  const char* from = reinterpret_cast<const char*>(matrix.w) + (row * k + at) / PerElement<W>() * size;
+  return {from, k / PerElement<W>() * size, length / PerElement<W>() * size / 64, 4};
+}
+
+// How a product is made: numbers of k, groups of scales, the layout of weights, and whether x is folded.
+struct Form {
+  int64_t k, groups;
+  bool turned, folded;
+};
+
+// Rows first .. last of the weights of one matrix, at most kStrip, with the rows of x from `begin` on, at most kMost.
+template <typename Step, typename W>
+void MultiplyStrip(const Panels<Step>& x, int64_t begin, const Form& form, const Matrix<W>& matrix, int64_t first,
+                   int64_t last, float* sums, typename Step::Element* tile) {
+  const int64_t count = std::min(kMost, x.rows - begin), stride = kMost + kLanes, block = kSteps * Step::kPer;
+  const int64_t start = begin / kPanel, panels = (count + kPanel - 1) / kPanel;
+  for (int64_t at = 0; at < form.k; at += block) {
+    const int64_t length = std::min(block, form.k - at), steps = (length + Step::kPer - 1) / Step::kPer;
+    for (int64_t row = first; row < last; row += kRows) {
+      const int64_t rows = std::min<int64_t>(kRows, last - row);
+      CopyTile<Step, W>(matrix, form.k, form.groups, form.turned, row, rows, at, length, tile);
+      const bool more = row + kRows < last;  // else the next tile is the first of the next block
+      Ahead ahead = AheadOf(matrix, form.k, form.turned, more ? row + kRows : first, more ? at : at + length, length);
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        const float* from = x.at(start + panel, at / Step::kPer);
+        const auto multiply = form.turned ? MultiplyPanel<Step, true> : MultiplyPanel<Step, false>;
+        float* to = sums + (row - first) * stride + panel * kPanel;
+        multiply(x.width(start + panel), tile, from, steps, to, stride, at == 0, ahead);
+        ahead.lines = 0;
+      }
+    }
+  }
+  const bool scaled = matrix.scales != nullptr && form.groups == 1 && !std::is_same<W, Packed>::value;
+  TurnBack(sums, stride, matrix, scaled, form.folded, first, last - first, begin, form.folded ? count - kHalf : count);
+}
+
+// y[m, n] of any number of rows for several matrices of one kind.
+template <typename Step, typename W>
+void MultiplyMany(ffi::ThreadPool& pool, const float* x, int64_t rows, const Form& form,
+                  const std::vector<Matrix<W>>& matrices) {
+  const Panels<Step> panels(pool, x, rows, form.k);
+  int64_t total = 0;
+  for (const auto& matrix : matrices) total += matrix.n;
+  const int64_t parts = 4 * kParts * std::max<int64_t>(1, pool.num_threads());
+  const int64_t strip = std::max<int64_t>(1, std::min<int64_t>(kStrip, total / parts) / kRows) * kRows;
+  SpreadOver<W>(pool, matrices, rows * form.k, strip, [&](const Matrix<W>& matrix, int64_t first, int64_t last) {
+    Buffer<float> sums(strip * (kMost + kLanes) + kLanes);
+    Buffer<typename Step::Element> tile(kRows * kApart);
+    for (int64_t row = first; row < last; row += strip) {
+      for (int64_t begin = 0; begin < rows; begin += kMost) {
+        MultiplyStrip<Step, W>(panels, begin, form, matrix, row, std::min(row + strip, last), sums.data(), tile.data());
+      }
+    }
+  });
+}
+
+#if defined(__AVX512BF16__)
+// The same beside bf16. Up to kHalf rows are multiplied as the sum of two bf16, which takes no longer: the vectors
+// have room for the second ones.
+template <typename W>
+void MultiplyPairs(ffi::ThreadPool& pool, const float* x, int64_t rows, Form form,
+                   const std::vector<Matrix<W>>& matrices) {
+  if (rows > kHalf) return MultiplyMany<Pair, W>(pool, x, rows, form, matrices);
+  std::vector<float> parts((kHalf + rows) * form.k);
+  std::copy_n(x, rows * form.k, parts.data());
+  for (int64_t i = 0; i < rows * form.k; ++i) parts[kHalf * form.k + i] = x[i] - Widen(Narrow(x[i]));
+  form.folded = true;
+  MultiplyMany<Pair, W>(pool, parts.data(), kHalf + rows, form, matrices);
+}
+#endif
+
+// ---- what XLA calls ----
+
+template <typename W>
+ffi::Error MultiplyKind(ffi::ThreadPool& pool, ffi::AnyBuffer x, ffi::RemainingArgs weights, ffi::RemainingRets results,
+                        bool turned) {
+  const int64_t k = x.dimensions().back(), rows = x.element_count() / k;
+  const size_t each = weights.size() / results.size();  // a matrix, and maybe its scales
+  std::vector<Matrix<W>> matrices;
+  int64_t groups = 1;
+  for (size_t i = 0; i < results.size(); ++i) {
+    const auto w = weights.get<ffi::AnyBuffer>(i * each);
+    const auto y = results.get<ffi::AnyBuffer>(i);
+    if (!w.has_value() || !y.has_value()) return ffi::Error::InvalidArgument("project: weights or results are missing");
+    const float* scales = nullptr;
+    if (each == 2) {
+      const auto kept = weights.get<ffi::AnyBuffer>(i * each + 1);
+      if (!kept.has_value()) return ffi::Error::InvalidArgument("project: scales are missing");
+      scales = kept->template typed_data<float>();
+      groups = kept->dimensions()[1];
+    }
+    ffi::Result<ffi::AnyBuffer> result = y.value();
+    matrices.push_back({static_cast<const W*>(w->untyped_data()), scales,
+                        static_cast<float*>(result->untyped_data()), static_cast<int64_t>(result->dimensions().back())});
+  }
+  const float* from = x.typed_data<float>();
+  const Form form{k, groups, turned, false};
+  if (rows <= (turned ? kFewColumns : kFew)) {
+    ProjectFew<W>(pool, from, rows, k, groups, turned, matrices);
+    return ffi::Error::Success();
+  }
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same<W, uint16_t>::value || std::is_same<W, int8_t>::value) {
+    if (groups == 1) {
+      MultiplyPairs<W>(pool, from, rows, form, matrices);
+      return ffi::Error::Success();
+    }
+  }
+#endif
+  MultiplyMany<Single, W>(pool, from, rows, form, matrices);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+// x[..., k] with matrices, or with matrices and their scales by turns, of one kind: a result for each.
+static ffi::Error Project(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs weights,
+                          ffi::RemainingRets results, bool turned) {
+  const auto first = weights.get<ffi::AnyBuffer>(0);
+  if (!first.has_value()) return ffi::Error::InvalidArgument("project: there are no weights");
+  switch (first->element_type()) {
+    case ffi::F32: return MultiplyKind<float>(pool, x, weights, results, turned);
+    case ffi::BF16: return MultiplyKind<uint16_t>(pool, x, weights, results, turned);
+    case ffi::S8: return MultiplyKind<int8_t>(pool, x, weights, results, turned);
+    case ffi::U8: return MultiplyKind<Packed>(pool, x, weights, results, turned);
+    default: return ffi::Error::InvalidArgument("project: weights must be f32, bf16, i8 or u8");
+  }
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(systolic_project, Project,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attr<bool>("turned"));
