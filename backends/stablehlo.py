@@ -89,10 +89,13 @@ def lower_nodes(block: Block, graph: Graph) -> dict[Node, Results]:
     outputs, nodes = list(graph.outputs.values()), list(graph.nodes)
     chosen = _chosen(nodes, outputs, block.kernels)
     for node in needed_nodes(nodes, outputs, chosen) if chosen else nodes:
+        if node in values:  # computed beside another
+            continue
         block.begin(node)
         selected = chosen.get(node, Selected(node.sources, LOWERINGS[node.op.name]))
         operands = [values[source] for source in selected.operands]
-        values[node] = block.finish(selected.lower(block, node, *operands))
+        results = block.finish(selected.lower(block, node, *operands))
+        values |= zip(selected.members, results, strict=True) if selected.members else [(node, results)]
     return values
 
 

@@ -12,10 +12,11 @@ from ..stablehlo_text import Block, Results, Value, mlir_type, mlir_types
 
 @dataclass(frozen=True)
 class Selected:
-    """A node that a kernel computes, and from what."""
+    """A node that a kernel computes, and from what; or ``members``, of which each is one of its results."""
 
     operands: tuple[Node, ...]
     lower: Callable[..., Results]
+    members: tuple[Node, ...] = ()
 
 
 def call_kernel(

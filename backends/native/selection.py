@@ -1,4 +1,4 @@
-"""Which nodes of a program the native kernels compute: matmuls of a few rows, attention and recurrences.
+"""Which nodes of a program the native kernels compute: products with matrices, attention and recurrences.
 
 Attention is found by its shape, whatever model it is from: scores of queries with a state, scaled, maybe
 bounded, hidden by a mask, normalised, and mixed with another state. Its kernel reads only what the mask lets
@@ -19,10 +19,8 @@ from ...ir.types import TensorType
 from ..stablehlo_text import Block, Value
 from . import Kernels
 from .calls import Selected, call_kernel
+from .projections import scalar, select_projections
 from .recurrences import select_recurrence
-
-MOST_ROWS = 8  # of a matmul: beyond it, XLA's own matrix kernels are faster
-LEAST_WEIGHTS = 1 << 12  # elements: below it, a call costs more than it saves
 
 
 def select(nodes: Sequence[Node], outputs: Iterable[Node], kernels: Kernels) -> dict[Node, Selected]:
@@ -32,11 +30,11 @@ def select(nodes: Sequence[Node], outputs: Iterable[Node], kernels: Kernels) -> 
         for source in dict.fromkeys(node.sources):
             users.setdefault(source, []).append(node)
     shown = set(outputs)
-    chosen: dict[Node, Selected] = {}
+    chosen = select_projections(nodes, kernels)
     for node in nodes:
         found = None
         if node.op.name == "contraction":
-            found = _attention(node, users, shown, kernels) or _projection(node, kernels)
+            found = _attention(node, users, shown, kernels)
         elif node.op.name in ("loop", "linear_scan", "add"):
             found = select_recurrence(node, kernels)
         if found is not None:
@@ -53,67 +51,6 @@ def needed_nodes(
         if node in needed:
             needed.update(chosen[node].operands if node in chosen else node.sources)
     return [node for node in nodes if node in needed or node.op.kind == "source"]
-
-
-# ---- projections ----
-
-
-def _projection(node: Node, kernels: Kernels) -> Selected | None:
-    """y[..., n] = sum over d of x[..., d] · w[n, d], for a few x."""
-    first, second, result = split_subscripts(node.params["subscripts"])
-    both = ((node.sources, first, second), (node.sources[::-1], second, first))
-    found = [sources for sources, x_term, w_term in both if _is_projection(x_term, w_term, result)]
-    if not found:
-        return None
-    x, matrix = found[0]
-    rows = math.prod(x.tensor.static_shape[:-1])
-    if rows > MOST_ROWS or matrix.tensor.size < LEAST_WEIGHTS or x.tensor.dtype != "f32":
-        return None
-    stored = _stored(matrix)
-    name = "project" if len(stored) == 1 else "project_scaled"
-
-    def lower(block: Block, node: Node, x: Value, *stored: Value) -> Value:
-        return call_kernel(block, kernels.target(name), (x, *stored), node.tensor, "")
-
-    return Selected((x, *stored), lower)
-
-
-def _stored(matrix: Node) -> tuple[Node, ...]:
-    """What a matrix [n, d] is kept as: itself, bf16, or integers [n, G, …] and their scales [n, G]; see
-    ``models.quantised`` for the form of the latter."""
-    if matrix.op.name == "cast" and matrix.sources[0].tensor.dtype == "bf16":
-        return matrix.sources
-    if matrix.op.name != "reshape" or matrix.sources[0].op.name != "multiply":
-        return (matrix,)
-    wide, spread = matrix.sources[0].sources
-    integers = _integers(wide)
-    if integers is None or spread.op.name != "reshape":
-        return (matrix,)
-    scales = spread.sources[0]
-    is_grouped = scales.tensor.shape == integers.tensor.shape[:2] and scales.tensor.dtype == "f32"
-    return (integers, scales) if is_grouped and wide.tensor.rank == 3 else (matrix,)
-
-
-def _integers(wide: Node) -> Node | None:
-    """What a stream of floats was made from: i8, or two numbers in each u8."""
-    if wide.op.name == "cast" and wide.sources[0].tensor.dtype == "i8":
-        return wide.sources[0]
-    if (
-        wide.op.name != "subtract"
-        or wide.sources[0].op.name != "concatenate"
-        or _scalar(wide.sources[1]) != 8
-    ):
-        return None
-    halves = [half.sources[0] for half in wide.sources[0].sources if half.op.name == "cast"]
-    if [half.op.name for half in halves] != ["bitwise_and", "shift_right"]:
-        return None
-    packed = {half.sources[0] for half in halves}
-    (byte,) = packed if len(packed) == 1 else (None,)
-    return byte if byte is not None and byte.tensor.dtype == "u8" else None
-
-
-def _is_projection(x_term: str, w_term: str, result: str) -> bool:
-    return len(w_term) == 2 and w_term[1] == x_term[-1:] and result == x_term[:-1] + w_term[0]
 
 
 # ---- attention ----
@@ -191,11 +128,11 @@ def _scores(node: Node, users: Mapping[Node, list[Node]], shown: set[Node]) -> _
     while current.op.name != "contraction":
         if not is_private(current):
             return None
-        factor = _scalar(current.sources[1]) if len(current.sources) == 2 else None
+        factor = scalar(current.sources[1]) if len(current.sources) == 2 else None
         bounded = current.sources[0]
         if current.op.name == "multiply" and factor is not None and bounded.op.name == "tanh":
             inner = bounded.sources[0]
-            divisor = _scalar(inner.sources[1]) if inner.op.name in ("divide", "multiply") else None
+            divisor = scalar(inner.sources[1]) if inner.op.name in ("divide", "multiply") else None
             if divisor is None or cap or scale != 1.0 or not (is_private(bounded) and is_private(inner)):
                 return None
             if not math.isclose(divisor if inner.op.name == "divide" else 1 / divisor, factor, rel_tol=1e-6):
@@ -209,12 +146,6 @@ def _scores(node: Node, users: Mapping[Node, list[Node]], shown: set[Node]) -> _
     return _Scores(current, mask, scale, cap) if is_private(current) else None
 
 
-def _scalar(node: Node) -> float | None:
-    if node.op.name != "constant" or node.params["value"].size != 1:
-        return None
-    return float(node.params["value"].reshape(()))
-
-
 def _is_lowest(node: Node) -> bool:
-    value = _scalar(node)
+    value = scalar(node)
     return value is not None and value <= float(np.finfo(np.float32).min)
