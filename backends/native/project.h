@@ -32,12 +32,13 @@ inline void Dots(const float* x, int64_t stride, const W* const* rows, int64_t c
       for (int r = 0; r < R; ++r) lanes[m][r] += value * wide[r];
     }
   }
+  // What is left is added in memory: sums of which a single lane is written would not stay in registers above.
   for (int m = 0; m < M; ++m) {
     for (int r = 0; r < R; ++r) {
-      for (int64_t rest = k; rest < count; ++rest) {
-        lanes[m][r][0] += x[m * stride + rest] * Widen(rows[r][rest]);
-      }
       sums[m][r] = lanes[m][r];
+      for (int64_t rest = k; rest < count; ++rest) {
+        sums[m][r][0] += x[m * stride + rest] * Widen(rows[r][rest]);
+      }
     }
   }
 }
@@ -106,12 +107,11 @@ class FloatRows : public Pieces {
     }
     for (int m = 0; m < M; ++m) {
       for (int r = 0; r < R; ++r) {
+        sums[m][r] = lanes[m][r];
         for (int64_t rest = j; rest < half; ++rest) {
           const int byte = w[r * stride + rest].byte;
-          lanes[m][r][0] +=
-              x[m * size + rest] * ((byte & 15) - 8) + x[m * size + half + rest] * ((byte >> 4) - 8);
+          sums[m][r][0] += x[m * size + rest] * ((byte & 15) - 8) + x[m * size + half + rest] * ((byte >> 4) - 8);
         }
-        sums[m][r] = lanes[m][r];
       }
     }
   }
