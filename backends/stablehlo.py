@@ -95,7 +95,10 @@ def lower_nodes(block: Block, graph: Graph) -> dict[Node, Results]:
         selected = chosen.get(node, Selected(node.sources, LOWERINGS[node.op.name]))
         operands = [values[source] for source in selected.operands]
         results = block.finish(selected.lower(block, node, *operands))
-        values |= zip(selected.members, results, strict=True) if selected.members else [(node, results)]
+        if isinstance(results, tuple) and selected.members:
+            values |= zip(selected.members, results, strict=True)
+        else:
+            values[node] = results
     return values
 
 
