@@ -135,6 +135,23 @@ def test_joining_is_taken_only_where_it_is_faster(llama):
     assert found.total("activations") < scores  # which are never written
 
 
+def test_integers_with_scales_are_read_as_they_are_kept_and_scaled_on_the_way():
+    from systolic.models.quantised import quantise
+
+    built = build(Config("config.json", LLAMA))[1]
+    plain, kept = (
+        predict(plan_program(run_passes(graph)[-1].graph, V5E, context=64, dtype="bf16"), 8)
+        for graph in (built, quantise(built, None, "int8-32")[0])
+    )
+    matrices = weight_elements(graph_of(LLAMA)) - 32000 * 1024 - 7 * 1024  # without embedding and norms
+    saved = matrices * (2 - 1 - 2 / 32)  # bf16 against a byte and a share of a bf16 scale
+    assert plain.total("weights") - kept.total("weights") == pytest.approx(saved, rel=0.02)
+    prologues = [region.prologue.fixed for region in kept.plan.regions if region.products]
+    assert sum(prologues) == pytest.approx(2 * matrices, rel=0.02)  # a cast and a product each
+    assert not any(region.prologue.fixed for region in plain.plan.regions)
+    assert kept.seconds < plain.seconds
+
+
 def test_experts_are_read_as_often_as_they_are_chosen():
     graph = graph_of(EXPERTS)
     plan = plan_program(graph, V5E, context=64)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from ...ir.errors import SystolicError
 from ...ir.graph import Graph
+from ...ir.types import FLOATS
 from ..derive import Form, choose_forms, derive_cheapest, derive_chunk, derive_score
 from ..program import Program, State
 from .region_cost import Costs, Machine
@@ -120,14 +121,15 @@ def plan_program(
     else:
         program = _chunk_program(graph, choose_forms(graph), 1 if phase == "decode" else context, context)
     size = DTYPE_BYTES[dtype]
-    elements = sum(node.tensor.size for node in graph.parameters)
+    floats = [node.tensor for node in graph.parameters if node.tensor.dtype in FLOATS]
+    others = [node.tensor for node in graph.parameters if node.tensor.dtype not in FLOATS]
     return Plan(
         machine=Machine(target, dtype),
         regions=regions_of(program, dtype),
         phase=phase,
         context=context,
         tokens=1 if phase == "decode" else context,
-        weight_bytes=float(elements * size),
+        weight_bytes=float(sum(t.size * size for t in floats) + sum(t.bytes for t in others)),
         row_bytes=_row_bytes(program.states, size),
     )
 

@@ -146,8 +146,8 @@ class Machine:
     # ---- matmuls as the target's own compiler schedules them ----
 
     def _is_compiled(self, region: Region) -> bool:
-        """Whether the constants of the compiler hold for it: one matmul with weights from main memory."""
-        if self.target.compiler is None or len(region.products) != 1:
+        """Whether the constants of the compiler hold for it: one matmul with weights as they are kept."""
+        if self.target.compiler is None or len(region.products) != 1 or region.prologue.fixed:
             return False
         (product,) = region.products
         return (

@@ -99,7 +99,8 @@ class Value:
 class Region:
     """Nodes that run as one. ``weights`` (without experts) and ``state``: bytes read of each, and of states
     also written; ``inputs`` and ``results``: values of other regions, and for them; ``spilled``: values
-    that a reduction has to see before they are read a second time, unless they fit on chip."""
+    that a reduction has to see before they are read a second time, unless they fit on chip. ``prologue``:
+    operations that make weights of what is kept, such as scaled integers; a part of ``elementwise``."""
 
     name: str
     scope: str
@@ -107,6 +108,7 @@ class Region:
     nodes: tuple[str, ...] = ()
     products: tuple[Product, ...] = ()
     elementwise: Amount = Amount()
+    prologue: Amount = Amount()
     weights: Amount = Amount()
     state: Amount = Amount()
     inputs: tuple[Value, ...] = ()
@@ -205,13 +207,15 @@ class _Partition:
     def _region(self, index: int, draft: _Draft, needed: set[Node]) -> Region:
         made = [n for n in draft.nodes if n in needed and not _is_state(n) and n not in self._again]
         operands = [self._base[s] for node in draft.nodes for s in node.sources]
+        prologue = self._prologue(operands)
         return Region(
             name=draft.anchor.name if draft.anchor else "positions",
             scope=draft.anchor.scope if draft.anchor else "",
             kind=draft.kind,
             nodes=tuple(node.name for node in draft.nodes),
             products=tuple(self._product(n) for n in draft.nodes if n.op.name in _PRODUCTS),
-            elementwise=self._work(draft),
+            elementwise=self._work(draft) + prologue,
+            prologue=prologue,
             weights=self._weights(draft, operands),
             state=self._state(draft),
             inputs=tuple(self._value(n) for n in self._foreign(index, draft)),
@@ -241,11 +245,30 @@ class _Partition:
             total += self._amount(node, operations)
         return total
 
+    def _made_of(self, operands: list[Node]) -> tuple[set[Node], set[Node]]:
+        """The weights that fixed operands are made of, and the nodes that make them."""
+        kept: set[Node] = set()
+        made: set[Node] = set()
+        pending = [base for base in operands if base not in self._varying]
+        while pending:
+            node = pending.pop()
+            if node in self._weights_read:
+                kept.add(node)
+            elif node.op.kind != "source" and node not in made:
+                made.add(node)
+                pending += node.sources
+        return kept, made
+
+    def _prologue(self, operands: list[Node]) -> Amount:
+        """What a region computes of weights alone; of a vector or a table it is nothing to speak of."""
+        _, made = self._made_of([base for base in operands if base.op.kind != "source"])
+        return Amount(fixed=float(sum(_work_of(node).elementwise for node in made)))
+
     def _weights(self, draft: _Draft, operands: list[Node]) -> Amount:
         if draft.kind == "gather" and draft.anchor and draft.anchor.sources[0] not in self._varying:
             return self._amount(draft.anchor, self._bytes(draft.anchor.tensor))
         routed = {n.sources[1] for n in draft.nodes if n.op.name == "routed_contraction"}
-        read = {base for base in operands if base in self._weights_read} - routed
+        read = self._made_of(operands)[0] - routed
         return Amount(fixed=float(sum(self._bytes(base.tensor) for base in read)))
 
     def _state(self, draft: _Draft) -> Amount:
@@ -330,6 +353,7 @@ def join_attention(scores: Region, mix: Region) -> Region:
         nodes=scores.nodes + mix.nodes,
         products=scores.products + mix.products,
         elementwise=scores.elementwise + mix.elementwise,
+        prologue=scores.prologue + mix.prologue,
         weights=scores.weights + mix.weights,
         state=scores.state + mix.state,
         inputs=_distinct(scores.inputs, (v for v in mix.inputs if v.name not in inner)),
@@ -346,6 +370,7 @@ def join_siblings(first: Region, second: Region) -> Region:
         nodes=first.nodes + second.nodes,
         products=(replace(a, n=a.n + b.n),),
         elementwise=first.elementwise + second.elementwise,
+        prologue=first.prologue + second.prologue,
         weights=first.weights + second.weights,
         state=first.state + second.state,
         inputs=_distinct(first.inputs, (v for v in second.inputs if v not in first.results)),
