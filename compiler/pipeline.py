@@ -69,7 +69,7 @@ def run_passes(graph: Graph, passes: tuple[Pass, ...] = PASSES, *, check: bool =
         before, start = stages[-1].graph, time.perf_counter()
         after = change(before)
         seconds = time.perf_counter() - start
-        verify(after, "traced")
+        verify(after, "traced", known=frozenset(before.nodes))
         if check:
             _check_values(change.__name__, before, after)
         stages.append(stage_between(change.__name__, before, after, seconds))

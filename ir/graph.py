@@ -42,10 +42,10 @@ class Node:
     name: str = ""
     scope: str = ""
     location: Location | None = None
+    sources: tuple[Node, ...] = field(init=False)  # of the edges: read far more often than nodes are made
 
-    @property
-    def sources(self) -> tuple[Node, ...]:
-        return tuple(edge.source for edge in self.inputs)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sources", tuple([edge.source for edge in self.inputs]))
 
     @property
     def tensor(self) -> TensorType:
@@ -233,10 +233,7 @@ Visit = Callable[[Node, tuple[Node, ...]], Node]
 
 def copy_node(node: Node, sources: tuple[Node, ...]) -> Node:
     """The node over new operands; the node itself where they are its own."""
-    if sources == node.sources:
-        return node
-    edges = tuple(Edge(s, e.access) for s, e in zip(sources, node.inputs, strict=True))
-    return replace(node, inputs=edges)
+    return rename(node, sources, node.name)
 
 
 def infer_again(node: Node, sources: tuple[Node, ...]) -> Node:
@@ -286,9 +283,13 @@ def bind_sizes(graph: Graph, sizes: Mapping[str, int]) -> Graph:
 
 
 def rename(node: Node, sources: tuple[Node, ...], name: str) -> Node:
-    """The node with another name, reading ``sources`` instead of its own."""
-    edges = tuple(Edge(s, e.access) for s, e in zip(sources, node.inputs, strict=True))
-    return replace(node, inputs=edges, name=name)
+    """The node with another name, reading ``sources`` instead of its own; itself where nothing changes."""
+    edges = node.inputs
+    if sources != node.sources:
+        edges = tuple([Edge(s, e.access) for s, e in zip(sources, node.inputs, strict=True)])
+    elif name == node.name:
+        return node
+    return Node(node.op, edges, node.params, node.type, node.clock, name, node.scope, node.location)
 
 
 def name_nodes(graph: Graph) -> Graph:

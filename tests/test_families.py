@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from pathlib import Path
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -10,6 +13,7 @@ import systolic as sy
 from systolic.compiler.derive import choose_states, derive_chunk, derive_score
 from systolic.ir.evaluate import evaluate
 from systolic.ir.interpret import interpret
+from systolic.models import families
 from systolic.models.families import build
 from systolic.models.load import load
 from systolic.models.spec import Config, read_config
@@ -280,3 +284,10 @@ def test_how_training_began_changes_nothing():
 def test_a_wrong_field_is_named(values, message):
     with pytest.raises(sy.SystolicError, match=message):
         graph_of(values)
+
+
+def test_the_table_names_the_families_of_every_module():
+    folder = Path(families.__file__).parent
+    assert sorted(families.MODULES) == sorted(file.stem for file in folder.glob("[!_]*.py"))
+    for module, names in families.MODULES.items():
+        assert set(import_module(f"systolic.models.families.{module}").FAMILIES) == set(names)
