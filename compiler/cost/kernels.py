@@ -178,6 +178,7 @@ def scheduled_cycles(tilings: Tilings, product: Product, kernel: Kernel, cells: 
     registers = tilings.m * tilings.n / (SUBLANES * LANES)
     flush = np.where(pieces_k > 1, FLUSH * registers * pieces_m * pieces_n, 0.0)
     first = folds * np.maximum(rows, LEAST_WAVE) / kernel.arrays / np.where(arrays >= weights, 2, 1)
+    # The first step fills the units and the last empties them, register by register of every array.
     once = kernel.start_cycles + first + kernel.arrays * registers + np.where(stays, fed, 0.0)
     return once + tilings.steps * step + flush
 
