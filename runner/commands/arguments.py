@@ -16,7 +16,12 @@ ModelArgument = Annotated[
         "or a function in a Python file (path/to/file.py:function)."
     ),
 ]
-Backend = Annotated[str, typer.Option(help="Where programs run: xla or numpy.")]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="Where programs run: xla or numpy; numpy:TARGET runs loops over the tiles of a target."
+    ),
+]
 State = Annotated[str | None, typer.Option(help="How states are chosen: auto, sources or tokens.")]
 StateDtype = Annotated[
     str | None,
