@@ -1,156 +1,429 @@
 // attend: softmax(scale * q . k) . v over the slots that a mask lets a query see, and over no others: what is
-//   hidden is not read, so time depends on how much of a state is used and not on its capacity.
+//   hidden is not read, so time depends on how much of a state is used and not on its capacity. States are f32,
+//   f16, the bits of bf16, or i8 with a scale for each slot; they are widened in registers.
+//
+// Keys and values are read once, in blocks of slots, for all queries of a head: a running maximum and sum make up
+// the softmax (Milakov & Gimelshein 2018). Where heads are fewer than threads, the slots of a head are split, too.
 
 #pragma once
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <cstring>
 #include <limits>
+#include <numeric>
 #include <vector>
 
-#include "project.h"
 #include "threads.h"
 #include "vectors.h"
 
 namespace {
 
+// e^x to about 1e-7 of it, for x <= 0; 0 far below. In a form that compilers turn into vectors.
+inline float Exp(float x) {
+  x = std::max(x, -87.0f);
+  const float n = std::nearbyint(x * 1.44269504f);
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof(power));
+  return p * power;
+}
+
+// ---- what states hold beside what weights do ----
+
+struct Half {  // an f16
+  uint16_t bits;
+};
+
+inline float Widen(Half h) {
+  const uint32_t sign = static_cast<uint32_t>(h.bits & 0x8000) << 16, low = h.bits & 0x3ff;
+  const uint32_t exponent = h.bits >> 10 & 31;
+  if (exponent == 0) return (sign ? -0x1p-24f : 0x1p-24f) * static_cast<float>(low);
+  const uint32_t bits = sign | (exponent == 31 ? 255 : exponent + 112) << 23 | low << 13;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+inline Floats WidenAll(const Half* w) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_cvtph_ps(Read<__m256i>(w));
+#elif defined(__F16C__)
+  return (Floats)_mm256_cvtph_ps(Read<__m128i>(w));
+#else
+  Floats values;
+  for (int j = 0; j < kLanes; ++j) values[j] = Widen(w[j]);
+  return values;
+#endif
+}
+
+// Lanes of a and of b, each added to the lane S away: those without the bit S are of a, the others of b.
+template <int S>
+inline Floats AddPairs(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  alignas(64) static constexpr struct Order {
+    int32_t near[16], far[16];
+    constexpr Order() : near(), far() {
+      for (int lane = 0; lane < 16; ++lane) {
+        near[lane] = lane & S ? 16 + lane : lane;
+        far[lane] = lane & S ? 16 + lane - S : lane + S;
+      }
+    }
+  } order{};
+  const __m512 x = (__m512)a, y = (__m512)b;
+  return (Floats)_mm512_add_ps(_mm512_permutex2var_ps(x, Read<__m512i>(order.near), y),
+                               _mm512_permutex2var_ps(x, Read<__m512i>(order.far), y));
+#else
+  Floats sums;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    sums[lane] = lane & S ? b[lane] + b[lane - S] : a[lane] + a[lane + S];
+  }
+  return sums;
+#endif
+}
+
+// Lane i of the result is the sum of all lanes of vectors[i].
+inline Floats SumEach(const Floats* vectors) {
+  Floats sums[kLanes];
+  std::copy_n(vectors, kLanes, sums);
+  for (int i = 0; i < kLanes; i += 2) sums[i] = AddPairs<1>(sums[i], sums[i + 1]);
+  for (int i = 0; i < kLanes; i += 4) sums[i] = AddPairs<2>(sums[i], sums[i + 2]);
+  for (int i = 0; i < kLanes; i += 8) sums[i] = AddPairs<4>(sums[i], sums[i + 4]);
+#if defined(__AVX512F__)
+  sums[0] = AddPairs<8>(sums[0], sums[8]);
+#endif
+  return sums[0];
+}
+
+constexpr int64_t kBlock = 64;   // slots whose scores are computed together: a multiple of kLanes
+constexpr int64_t kFewest = 256;  // slots that are worth a part of their own
+
 struct Shape {
   int64_t rows, positions, heads, group, key, value, slots;
 };
 
-// M queries of one head: scores of the slots seen[0:count], in scores[m * slots + i].
-template <int M>
-void ScoreQueries(const float* q, const float* keys, const std::vector<int64_t>& seen, const Shape& s,
-                  float* scores) {
-  constexpr int R = RowsAtOnce(M);
-  const int64_t count = seen.size();
-  const float* rows[R];
-  Floats sums[M][R];
-  int64_t i = 0;
-  for (; i + R <= count; i += R) {
-    for (int r = 0; r < R; ++r) rows[r] = keys + seen[i + r] * s.key;
-    Dots<M, R, float>(q, s.key, rows, s.key, sums);
-    for (int m = 0; m < M; ++m) {
-      for (int r = 0; r < R; ++r) scores[m * s.slots + i + r] = Sum(sums[m][r]);
-    }
-  }
-  for (; i < count; ++i) {
-    Floats one[M][1];
-    rows[0] = keys + seen[i] * s.key;
-    Dots<M, 1, float>(q, s.key, rows, s.key, one);
-    for (int m = 0; m < M; ++m) scores[m * s.slots + i] = Sum(one[m][0]);
-  }
-}
+// One head of a state: a vector for each slot and, if it is kept as integers, the scale of each.
+template <typename W>
+struct Store {
+  const W* numbers;
+  const float* scales;
+};
 
-// Scores to probabilities, not yet divided by their sum, which is returned.
-float Normalize(float* scores, int64_t count, float scale, float cap) {
-  float largest = -std::numeric_limits<float>::infinity();
-  for (int64_t i = 0; i < count; ++i) {
-    scores[i] *= scale;
-    if (cap > 0) scores[i] = cap * std::tanh(scores[i] / cap);
-    largest = std::max(largest, scores[i]);
-  }
-  for (int64_t i = 0; i < count; ++i) scores[i] = Exp(scores[i] - largest);
-  double total = 0;
-  for (int64_t i = 0; i < count; ++i) total += scores[i];
-  return static_cast<float>(total);
-}
+struct Run {  // of slots that are visible: [first, last)
+  int64_t first, last;
+};
 
-// out[m] = sum_i scores[m][i] * values[seen[i]]: every value is read once for M queries.
-template <int M>
-void MixValues(const float* scores, const float* values, const std::vector<int64_t>& seen, const Shape& s,
-               const float* totals, float* out) {
-  const int64_t count = seen.size();
-  int64_t e = 0;
-  for (; e + kLanes <= s.value; e += kLanes) {
-    Floats lanes[M] = {};
-    for (int64_t i = 0; i < count; ++i) {
-      const Floats v = Read<Floats>(values + seen[i] * s.value + e);
+// What M queries have read so far: the largest score, the sum of the powers, and the sum of the values times these.
+struct Reading {
+  float *largest, *total, *mixed;
+};
+
+// ---- scores ----
+
+// rows[i] . x for R rows, lane by lane, of M vectors x that lie behind each other.
+template <int M, int R, typename W>
+inline void RowDots(const float* x, const W* rows, int64_t size, Floats (*sums)[kLanes], int64_t at) {
+  Floats lanes[M][R] = {};
+  int64_t k = 0;
+  for (; k + kLanes <= size; k += kLanes) {
+    Floats wide[R];
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) lanes[m] += scores[m * s.slots + i] * v;
+    for (int r = 0; r < R; ++r) {
+      wide[r] = WidenAll(rows + r * size + k);
+      __builtin_prefetch(reinterpret_cast<const char*>(rows + r * size + k) + kAhead, 0, 0);
     }
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      for (int j = 0; j < kLanes; ++j) out[m * s.value + e + j] = lanes[m][j] / totals[m];
+      const Floats value = Read<Floats>(x + m * size + k);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) lanes[m][r] += value * wide[r];
     }
   }
-  for (; e < s.value; ++e) {
+  for (int m = 0; m < M; ++m) {
+    for (int r = 0; r < R; ++r) {
+      for (int64_t rest = k; rest < size; ++rest) {
+        lanes[m][r][0] += x[m * size + rest] * Widen(rows[r * size + rest]);
+      }
+      sums[m][at + r] = lanes[m][r];
+    }
+  }
+}
+
+// scores[m][i] = x[m] . slot i, for `count` slots behind each other.
+template <int M, typename W>
+inline void ScoreBlock(const float* x, const W* slots, int64_t count, int64_t size, float (*scores)[kBlock]) {
+  constexpr int R = M >= 8 ? 2 : 4;
+  for (int64_t first = 0; first < count; first += kLanes) {
+    Floats sums[M][kLanes] = {};
+    const int64_t rows = std::min<int64_t>(kLanes, count - first);
+    int64_t i = 0;
+    for (; i + R <= rows; i += R) RowDots<M, R, W>(x, slots + (first + i) * size, size, sums, i);
+    for (; i < rows; ++i) RowDots<M, 1, W>(x, slots + (first + i) * size, size, sums, i);
+    for (int m = 0; m < M; ++m) {
+      const Floats totals = SumEach(sums[m]);
+      std::memcpy(scores[m] + first, &totals, sizeof(totals));
+    }
+  }
+}
+
+// ---- softmax ----
+
+// Scores to powers of what they are below the largest so far, which is all that is left of those before.
+inline void RaiseBlock(float* scores, int64_t count, float scale, float cap, const float* scales,
+                       float* largest, float* total, float* mixed, int64_t width) {
+  if (scales != nullptr) {
+    for (int64_t i = 0; i < count; ++i) scores[i] *= scales[i];
+  }
+  for (int64_t i = 0; i < count; ++i) scores[i] *= scale;
+  if (cap > 0) {
+    for (int64_t i = 0; i < count; ++i) scores[i] = cap * std::tanh(scores[i] / cap);
+  }
+  float highest = *largest;
+  for (int64_t i = 0; i < count; ++i) highest = std::max(highest, scores[i]);
+  if (highest > *largest) {
+    const float left = Exp(*largest - highest);
+    *total *= left;
+    for (int64_t e = 0; e < width; ++e) mixed[e] *= left;
+    *largest = highest;
+  }
+  for (int64_t i = 0; i < count; ++i) scores[i] = Exp(scores[i] - highest);
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += scores[i];
+  *total += static_cast<float>(sum);
+}
+
+// ---- values ----
+
+// mixed[m][e...] += sum_i weights[m][i] * slot i, for E vectors of lanes of `count` slots behind each other.
+template <int M, int E, typename W>
+inline void MixLanes(const float (*weights)[kBlock], const W* slots, int64_t count, int64_t size, float* mixed) {
+  Floats lanes[M][E];
+  for (int m = 0; m < M; ++m) {
+    for (int e = 0; e < E; ++e) lanes[m][e] = Read<Floats>(mixed + m * size + e * kLanes);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    Floats wide[E];
+#pragma GCC unroll 8
+    for (int e = 0; e < E; ++e) {
+      wide[e] = WidenAll(slots + i * size + e * kLanes);
+      __builtin_prefetch(reinterpret_cast<const char*>(slots + i * size + e * kLanes) + kAhead, 0, 0);
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 8
+      for (int e = 0; e < E; ++e) lanes[m][e] += weights[m][i] * wide[e];
+    }
+  }
+  for (int m = 0; m < M; ++m) {
+    for (int e = 0; e < E; ++e) std::memcpy(mixed + m * size + e * kLanes, &lanes[m][e], sizeof(Floats));
+  }
+}
+
+template <int M, typename W>
+inline void MixBlock(const float (*weights)[kBlock], const W* slots, int64_t count, int64_t size, float* mixed) {
+  constexpr int E = M >= 8 ? 2 : 4;
+  int64_t e = 0;
+  for (; e + E * kLanes <= size; e += E * kLanes) {
+    MixLanes<M, E, W>(weights, slots + e, count, size, mixed + e);
+  }
+  for (; e + kLanes <= size; e += kLanes) MixLanes<M, 1, W>(weights, slots + e, count, size, mixed + e);
+  for (; e < size; ++e) {
     for (int m = 0; m < M; ++m) {
       float total = 0;
-      for (int64_t i = 0; i < count; ++i) total += scores[m * s.slots + i] * values[seen[i] * s.value + e];
-      out[m * s.value + e] = total / totals[m];
+      for (int64_t i = 0; i < count; ++i) total += weights[m][i] * Widen(slots[i * size + e]);
+      mixed[m * size + e] += total;
     }
   }
 }
 
-template <int M>
-void AttendQueries(const float* q, const float* keys, const float* values, const std::vector<int64_t>& seen,
-                   const Shape& s, float scale, float cap, float* scores, float* out) {
-  float totals[M];
-  ScoreQueries<M>(q, keys, seen, s, scores);
-  for (int m = 0; m < M; ++m) totals[m] = Normalize(scores + m * s.slots, seen.size(), scale, cap);
-  MixValues<M>(scores, values, seen, s, totals, out);
+// ---- one head ----
+
+// M queries read `count` slots from `slot` on.
+template <int M, typename W>
+void ReadBlock(const float* q, Store<W> keys, Store<W> values, int64_t slot, int64_t count, const Shape& s,
+               float scale, float cap, Reading to) {
+  float scores[M][kBlock];
+  ScoreBlock<M, W>(q, keys.numbers + slot * s.key, count, s.key, scores);
+  const float* key_scales = keys.scales == nullptr ? nullptr : keys.scales + slot;
+  for (int m = 0; m < M; ++m) {
+    RaiseBlock(scores[m], count, scale, cap, key_scales, to.largest + m, to.total + m, to.mixed + m * s.value,
+               s.value);
+    if (values.scales != nullptr) {
+      for (int64_t i = 0; i < count; ++i) scores[m][i] *= values.scales[slot + i];
+    }
+  }
+  MixBlock<M, W>(scores, values.numbers + slot * s.value, count, s.value, to.mixed);
 }
 
-template <typename Kernel>
-void ForRows(int64_t rows, const Kernel& kernel) {  // kernel(first row, how many: 1, 2, 4 or 8)
-  for (int64_t m = 0; m < rows;) {
-    const int64_t left = rows - m;
-    const int step = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-    kernel(m, step);
-    m += step;
+// The queries of one head read the visible slots number [first, last): each block for all of them.
+template <typename W>
+void ReadHead(const float* q, Store<W> keys, Store<W> values, const std::vector<Run>& runs, int64_t first,
+              int64_t last, const Shape& s, float scale, float cap, Reading to) {
+  std::fill_n(to.largest, s.group, -std::numeric_limits<float>::infinity());
+  std::fill_n(to.total, s.group, 0.0f);
+  std::fill_n(to.mixed, s.group * s.value, 0.0f);
+  int64_t before = 0;  // visible slots in the runs that are passed
+  for (const Run& run : runs) {
+    const int64_t end = std::min(run.last, run.first + last - before);
+    for (int64_t slot = run.first + std::max<int64_t>(first - before, 0); slot < end; slot += kBlock) {
+      const int64_t count = std::min(kBlock, end - slot);
+      for (int64_t m = 0; m < s.group;) {
+        const int64_t left = s.group - m;
+        const float* from = q + m * s.key;
+        const Reading part{to.largest + m, to.total + m, to.mixed + m * s.value};
+        if (left >= 8) {
+          ReadBlock<8, W>(from, keys, values, slot, count, s, scale, cap, part), m += 8;
+        } else if (left >= 4) {
+          ReadBlock<4, W>(from, keys, values, slot, count, s, scale, cap, part), m += 4;
+        } else if (left >= 2) {
+          ReadBlock<2, W>(from, keys, values, slot, count, s, scale, cap, part), m += 2;
+        } else {
+          ReadBlock<1, W>(from, keys, values, slot, count, s, scale, cap, part), m += 1;
+        }
+      }
+    }
+    before += run.last - run.first;
+  }
+}
+
+// ---- all heads ----
+
+// The visible slots of each row of a mask, and how many they are.
+struct Visible {
+  std::vector<std::vector<Run>> runs;
+  std::vector<int64_t> counts;
+
+  Visible(const uint8_t* mask, int64_t lines, int64_t slots) : runs(lines), counts(lines) {
+    for (int64_t line = 0; line < lines; ++line) {
+      const uint8_t* from = mask + line * slots;
+      for (const uint8_t *at = from, *end = from + slots; at < end;) {
+        const auto* first = static_cast<const uint8_t*>(std::memchr(at, 1, end - at));
+        if (first == nullptr) break;
+        const auto* last = static_cast<const uint8_t*>(std::memchr(first, 0, end - first));
+        at = last == nullptr ? end : last;
+        runs[line].push_back({first - from, at - from});
+        counts[line] += at - first;
+      }
+    }
+  }
+};
+
+// What all parts of a head have read, as one; zeros for a position that is only padding and has read nothing.
+inline void Join(const float* parts, int64_t count, const Shape& s, float* out) {
+  const int64_t width = s.group * (s.value + 2);
+  for (int64_t m = 0; m < s.group; ++m) {
+    float largest = parts[m];
+    for (int64_t p = 1; p < count; ++p) largest = std::max(largest, parts[p * width + m]);
+    float total = 0;
+    float* to = out + m * s.value;
+    std::fill_n(to, s.value, 0.0f);
+    for (int64_t p = 0; p < count; ++p) {
+      const float* part = parts + p * width;
+      if (part[s.group + m] == 0) continue;
+      const float left = Exp(part[m] - largest);
+      total += left * part[s.group + m];
+      const float* mixed = part + 2 * s.group + m * s.value;
+      for (int64_t e = 0; e < s.value; ++e) to[e] += left * mixed[e];
+    }
+    if (total == 0) continue;
+    for (int64_t e = 0; e < s.value; ++e) to[e] /= total;
+  }
+}
+
+template <typename W>
+void AttendAll(ffi::ThreadPool& pool, const float* q, Store<W> keys, Store<W> values, const Visible& visible,
+               const Shape& s, float scale, float cap, float* out) {
+  const int64_t items = s.rows * s.positions * s.heads, lines = visible.counts.size();
+  const int64_t read = std::accumulate(visible.counts.begin(), visible.counts.end(), int64_t{0}) / lines;
+  const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
+  const int64_t parts = std::max<int64_t>(std::min(threads * kParts / items, read / kFewest), 1);
+  const int64_t width = s.group * (s.value + 2);
+  std::vector<float> kept(parts > 1 ? items * parts * width : 0);
+  Spread(pool, items * parts, items * s.group * read * (s.key + s.value), [&](int64_t first, int64_t last) {
+    std::vector<float> own(parts > 1 ? 0 : width);
+    for (int64_t task = first; task < last; ++task) {
+      const int64_t item = task / parts, part = task % parts;
+      const int64_t store = item / s.heads / s.positions * s.heads + item % s.heads;
+      const int64_t line = item / s.heads % lines, count = visible.counts[line];
+      float* from = parts > 1 ? kept.data() + task * width : own.data();
+      const Reading to{from, from + s.group, from + 2 * s.group};
+      const int64_t at = store * s.slots;
+      const Store<W> k{keys.numbers + at * s.key, keys.scales == nullptr ? nullptr : keys.scales + at};
+      const Store<W> v{values.numbers + at * s.value, values.scales == nullptr ? nullptr : values.scales + at};
+      ReadHead<W>(q + item * s.group * s.key, k, v, visible.runs[line], count * part / parts,
+                  count * (part + 1) / parts, s, scale, cap, to);
+      if (parts == 1) Join(from, 1, s, out + item * s.group * s.value);
+    }
+  });
+  for (int64_t item = 0; item < items && parts > 1; ++item) {
+    Join(kept.data() + item * parts * width, parts, s, out + item * s.group * s.value);
   }
 }
 
 }  // namespace
 
-static ffi::Error Attend(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer keys, ffi::AnyBuffer values,
-                         ffi::AnyBuffer mask, ffi::Result<ffi::AnyBuffer> out, float scale, float cap) {
+template <typename W>
+static ffi::Error AttendAs(ffi::ThreadPool& pool, ffi::AnyBuffer& q, ffi::AnyBuffer& keys, ffi::AnyBuffer& values,
+                           ffi::AnyBuffer& mask, const float* key_scales, const float* value_scales,
+                           ffi::AnyBuffer& out, float scale, float cap) {
   const auto d = q.dimensions();
   const Shape s{d[0], d[1], d[2], d[3], d[4], values.dimensions()[3], keys.dimensions()[2]};
-  const auto* visible = static_cast<const uint8_t*>(mask.untyped_data());
-  const int64_t masked_rows = mask.dimensions()[0];
-  const float *query = q.typed_data<float>(), *k = keys.typed_data<float>(), *v = values.typed_data<float>();
-  float* result = out->typed_data<float>();
-  const int64_t work = s.rows * s.positions * s.heads * s.group * s.slots * (s.key + s.value);
-  Spread(pool, s.rows * s.positions * s.heads, work, [&](int64_t first, int64_t last) {
-    std::vector<float> scores(8 * s.slots);
-    std::vector<int64_t> seen;
-    int64_t listed = -1;  // the position whose visible slots are in `seen`
-    for (int64_t item = first; item < last; ++item) {
-      const int64_t head = item % s.heads, at = item / s.heads, row = at / s.positions;
-      if (at != listed) {
-        const int64_t line = (masked_rows == 1 ? 0 : row) * s.positions + at % s.positions;
-        seen.clear();
-        for (int64_t slot = 0; slot < s.slots; ++slot) {
-          if (visible[line * s.slots + slot]) seen.push_back(slot);
-        }
-        listed = at;
-      }
-      const int64_t store = row * s.heads + head;
-      const float* own_keys = k + store * s.slots * s.key;
-      const float* own_values = v + store * s.slots * s.value;
-      if (seen.empty()) {  // a position that is only padding
-        std::fill_n(result + item * s.group * s.value, s.group * s.value, 0.0f);
-        continue;
-      }
-      ForRows(s.group, [&](int64_t g, int step) {
-        const float* from = query + (item * s.group + g) * s.key;
-        float* to = result + (item * s.group + g) * s.value;
-        switch (step) {
-          case 8: AttendQueries<8>(from, own_keys, own_values, seen, s, scale, cap, scores.data(), to); break;
-          case 4: AttendQueries<4>(from, own_keys, own_values, seen, s, scale, cap, scores.data(), to); break;
-          case 2: AttendQueries<2>(from, own_keys, own_values, seen, s, scale, cap, scores.data(), to); break;
-          default: AttendQueries<1>(from, own_keys, own_values, seen, s, scale, cap, scores.data(), to);
-        }
-      });
-    }
-  });
+  const auto* shown = static_cast<const uint8_t*>(mask.untyped_data());
+  const Visible visible(shown, mask.dimensions()[0] * s.positions, s.slots);
+  const Store<W> k{static_cast<const W*>(keys.untyped_data()), key_scales};
+  const Store<W> v{static_cast<const W*>(values.untyped_data()), value_scales};
+  AttendAll<W>(pool, q.typed_data<float>(), k, v, visible, s, scale, cap, out.typed_data<float>());
   return ffi::Error::Success();
+}
+
+static ffi::Error Attend(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer keys, ffi::AnyBuffer values,
+                         ffi::AnyBuffer mask, ffi::Result<ffi::AnyBuffer> out, float scale, float cap) {
+  if (keys.element_type() != values.element_type()) {
+    return ffi::Error::InvalidArgument("attend: keys and values must be of one type");
+  }
+  switch (keys.element_type()) {
+    case ffi::F32: return AttendAs<float>(pool, q, keys, values, mask, nullptr, nullptr, *out, scale, cap);
+    case ffi::F16: return AttendAs<Half>(pool, q, keys, values, mask, nullptr, nullptr, *out, scale, cap);
+    case ffi::U16: return AttendAs<uint16_t>(pool, q, keys, values, mask, nullptr, nullptr, *out, scale, cap);
+    default: return ffi::Error::InvalidArgument("attend: states must be f32, f16 or the bits of bf16");
+  }
+}
+
+static ffi::Error AttendScaled(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer keys, ffi::AnyBuffer values,
+                               ffi::AnyBuffer mask, ffi::AnyBuffer key_scales, ffi::AnyBuffer value_scales,
+                               ffi::Result<ffi::AnyBuffer> out, float scale, float cap) {
+  if (keys.element_type() != ffi::S8 || values.element_type() != ffi::S8) {
+    return ffi::Error::InvalidArgument("attend_scaled: states must be i8");
+  }
+  return AttendAs<int8_t>(pool, q, keys, values, mask, key_scales.typed_data<float>(),
+                          value_scales.typed_data<float>(), *out, scale, cap);
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(systolic_attend, Attend,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attr<float>("scale")
+                                  .Attr<float>("cap"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(systolic_attend_scaled, AttendScaled,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()

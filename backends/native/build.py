@@ -32,7 +32,7 @@ FLAGS = (
     "-fPIC",
     "-shared",
 )
-NAMES = ("project", "attend", "recur", "select", "advance")
+NAMES = ("project", "attend", "attend_scaled", "recur", "select", "advance")
 
 
 def load_kernels(directory: Path, processor: str) -> Kernels | None:

@@ -96,8 +96,12 @@ def _attention(
         return None
     attributes = f"cap = {scores.cap:e} : f32, scale = {scores.scale:e} : f32"
     count = math.prod(q.tensor.static_shape[2 : 2 + len(heads)])
+    (keys, *scaled_keys), (values, *scaled_values) = _kept_alike(keys, values)
+    name = "attend_scaled" if scaled_keys else "attend"
 
-    def lower(block: Block, node: Node, q: Value, keys: Value, values: Value, mask: Value) -> Value:
+    def lower(
+        block: Block, node: Node, q: Value, keys: Value, values: Value, mask: Value, *scales: Value
+    ) -> Value:
         size, slots = keys.type.static_shape[-1], keys.type.static_shape[-2]
         width = values.type.static_shape[-1]
         per_head = q.type.size // (rows * positions * count * size)
@@ -106,10 +110,38 @@ def _attention(
         values = block.reshape(values, (rows, count, slots, width))
         mask = block.reshape(mask, (mask_shape[0], positions, slots))
         result = TensorType((rows, positions, count, per_head, width), "f32")
-        mixed = call_kernel(block, kernels.target("attend"), (q, keys, values, mask), result, attributes)
+        columns = (block.reshape(scale, (rows, count, slots)) for scale in scales)
+        operands = (q, keys, values, mask, *columns)
+        mixed = call_kernel(block, kernels.target(name), operands, result, attributes)
         return block.reshape(mixed, node.tensor.static_shape)
 
-    return Selected((q, keys, values, scores.mask), lower)
+    return Selected((q, keys, values, scores.mask, *scaled_keys, *scaled_values), lower)
+
+
+def _kept_alike(keys: Node, values: Node) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
+    """Keys and values as they are kept, if that is in the same kind of numbers, else as they are read."""
+    kept = _kept(keys), _kept(values)
+    kinds = {tuple(part.tensor.dtype for part in parts) for parts in kept}
+    return kept if len(kinds) == 1 else ((keys,), (values,))
+
+
+def _kept(state: Node) -> tuple[Node, ...]:
+    """What a state [..., slots, size] is kept as: itself, f16, the bits of bf16, or i8 and its scales
+    [..., slots, 1]; see ``compiler.passes.narrow_states``."""
+    if state.op.name == "multiply":
+        wide, scales = state.sources
+        is_column = scales.tensor.shape == (*wide.tensor.shape[:-1], 1) and scales.tensor.dtype == "f32"
+        if is_column and wide.op.name == "cast" and wide.sources[0].tensor.dtype == "i8":
+            return wide.sources[0], scales
+    if state.op.name != "cast" or state.tensor.dtype != "f32":
+        return (state,)
+    (narrow,) = state.sources
+    if narrow.op.name == "bitcast" and (narrow.tensor.dtype, narrow.sources[0].tensor.dtype) == (
+        "bf16",
+        "u16",
+    ):
+        return narrow.sources
+    return (narrow,) if narrow.tensor.dtype == "f16" else (state,)
 
 
 def _scores(node: Node, users: Mapping[Node, list[Node]], shown: set[Node]) -> _Scores | None:
