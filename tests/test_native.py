@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 import systolic as sy
 from systolic.backends.native import build
 from systolic.backends.native.build import load_kernels
+from systolic.backends.numpy_backend import NumpyBackend
 from systolic.backends.stablehlo import emit_stablehlo
 from systolic.backends.xla import XlaBackend, processor
 from systolic.compiler.derive import choose_states, derive_chunk
+from systolic.compiler.pipeline import passes_with, run_passes
 from systolic.ir.types import DTYPES
 from systolic.models.load import load
 from systolic.models.quantised import SCHEMES, quantise
@@ -45,7 +48,15 @@ def run(backend, program, seed=0):
     rows, chunk = program.rows, program.chunk
 
     def draw(node):
-        return random.normal(size=node.tensor.static_shape).astype(np.float32)
+        shape, dtype = node.tensor.static_shape, node.tensor.dtype
+        if dtype == "i8":
+            return random.integers(-127, 128, shape).astype(np.int8)
+        values = random.normal(size=shape).astype(np.float32)
+        if node.name.endswith("scales"):
+            return np.abs(values) / 127
+        return (
+            values.astype(DTYPES["bf16"]).view(np.uint16) if dtype == "u16" else values.astype(DTYPES[dtype])
+        )
 
     # Small weights keep scores small: large ones would magnify rounding through the exponential.
     parameters = {node.name: 0.1 * draw(node) for node in program.graph.parameters}
@@ -77,7 +88,8 @@ def attention(heads=2, group=3, size=20, width=12, *, window=None, cap=None, sca
     return sy.trace(model, x="f32[64]")
 
 
-def chunk_program(graph, *, rows=1, chunk=1, capacity=40):
+def chunk_program(graph, *, rows=1, chunk=1, capacity=40, state_dtype="f32"):
+    graph = run_passes(graph, passes_with(state_dtype, "sources"))[-1].graph
     plan = choose_states(graph, "sources")
     return derive_chunk(graph, plan, rows=rows, chunk=chunk, capacity=capacity, reserve=chunk, last=False)
 
@@ -99,6 +111,58 @@ def test_attention_is_that_of_plain_stablehlo(native, plain, graph, rows, chunk)
     got, want = run(native, program), run(plain, program)
     for name, value in want.items():
         np.testing.assert_allclose(got[name], value, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("state_dtype", ["f16", "bf16", "int8"])
+@pytest.mark.parametrize(
+    "graph",
+    [
+        attention(),
+        attention(1, 8, 64, 64, window=5),
+        attention(3, 1, 7, 33, cap=2.0),
+        attention(1, 13, 32, 16),
+    ],
+    ids=["grouped", "window", "bounded", "many"],
+)
+@pytest.mark.parametrize(("rows", "chunk", "capacity"), [(3, 1, 40), (2, 6, 40), (1, 1, 3000)])
+def test_states_in_fewer_bits_are_read_as_they_are_kept(
+    native, plain, graph, state_dtype, rows, chunk, capacity
+):
+    program = chunk_program(graph, rows=rows, chunk=chunk, capacity=capacity, state_dtype=state_dtype)
+    text = native.prepare(program).text
+    assert ("systolic_attend_scaled" if state_dtype == "int8" else "systolic_attend_") in text
+    numpy = NumpyBackend()
+    got, want, meant = run(native, program), run(plain, program), run(numpy, program)
+    # What this step keeps may be rounded to a neighbour, 1/1024 of one value among many.
+    for other in (want, meant):
+        np.testing.assert_allclose(got["output"], other["output"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("state_dtype", ["f32", "f16", "bf16", "int8"])
+def test_a_head_is_read_in_parts_where_heads_are_few(native, plain, state_dtype):
+    program = chunk_program(attention(1, 1, 64, 64), capacity=5000, state_dtype=state_dtype)
+    got, want = run(native, program), run(plain, program)
+    np.testing.assert_allclose(got["output"], want["output"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("state_dtype", ["f16", "bf16", "int8"])
+def test_no_state_is_copied_or_made_wider_as_a_whole(native, state_dtype):
+    program = chunk_program(attention(2, 2, 64, 64), capacity=4096, state_dtype=state_dtype)
+    prepared = native.prepare(program)
+    assert prepared.memory.temp_size_in_bytes < program.states[0].bytes / 4
+    assert prepared.memory.alias_size_in_bytes >= sum(state.bytes for state in program.states)
+    whole = r"= \w+\[(?:\d+,)*4096(?:,\d+)*\]\S* (\w[\w-]*)\("
+    touched = {op for op in re.findall(whole, prepared.optimized_text) if op not in ("parameter", "bitcast")}
+    # Only the mask is as long as a state, and what updates one.
+    assert touched <= {
+        "compare",
+        "iota",
+        "dynamic-update-slice",
+        "scatter",
+        "fusion",
+        "broadcast",
+        "select",
+    }, touched
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 9, 40])

@@ -20,22 +20,24 @@
 
 namespace {
 
-// e^x to about 1e-7 of it, for x <= 0; 0 far below. In a form that compilers turn into vectors.
-inline float Exp(float x) {
-  x = std::max(x, -87.0f);
-  const float n = std::nearbyint(x * 1.44269504f);
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
+typedef int32_t Exponents __attribute__((vector_size(kLanes * sizeof(int32_t))));
+
+// e^x to about 1e-7 of it, for x <= 0; next to nothing far below.
+inline Floats Exp(Floats x) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: what is added to it has no fraction
+  const Floats least = Floats{} - 87.0f;
+  x = x > least ? x : least;
+  const Floats n = (x * 1.44269504f + kRound) - kRound;
+  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Floats p = Floats{} + 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-  float power;
-  std::memcpy(&power, &bits, sizeof(power));
-  return p * power;
+  const Exponents bits = (__builtin_convertvector(n, Exponents) + 127) << 23;
+  return p * Read<Floats>(&bits);
 }
 
 // ---- what states hold beside what weights do ----
@@ -137,10 +139,7 @@ inline void RowDots(const float* x, const W* rows, int64_t size, Floats (*sums)[
   for (; k + kLanes <= size; k += kLanes) {
     Floats wide[R];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      wide[r] = WidenAll(rows + r * size + k);
-      __builtin_prefetch(reinterpret_cast<const char*>(rows + r * size + k) + kAhead, 0, 0);
-    }
+    for (int r = 0; r < R; ++r) wide[r] = WidenAll(rows + r * size + k);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       const Floats value = Read<Floats>(x + m * size + k);
@@ -149,11 +148,14 @@ inline void RowDots(const float* x, const W* rows, int64_t size, Floats (*sums)[
     }
   }
   for (int m = 0; m < M; ++m) {
-    for (int r = 0; r < R; ++r) {
-      for (int64_t rest = k; rest < size; ++rest) {
-        lanes[m][r][0] += x[m * size + rest] * Widen(rows[r * size + rest]);
+    for (int r = 0; r < R; ++r) sums[m][at + r] = lanes[m][r];
+  }
+  for (; k < size; ++k) {  // in memory: what reads one lane keeps all of them out of registers
+    for (int m = 0; m < M; ++m) {
+      for (int r = 0; r < R; ++r) {
+        float* first = reinterpret_cast<float*>(&sums[m][at + r]);
+        *first += x[m * size + k] * Widen(rows[r * size + k]);
       }
-      sums[m][at + r] = lanes[m][r];
     }
   }
 }
@@ -163,8 +165,9 @@ template <int M, typename W>
 inline void ScoreBlock(const float* x, const W* slots, int64_t count, int64_t size, float (*scores)[kBlock]) {
   constexpr int R = M >= 8 ? 2 : 4;
   for (int64_t first = 0; first < count; first += kLanes) {
-    Floats sums[M][kLanes] = {};
+    Floats sums[M][kLanes];
     const int64_t rows = std::min<int64_t>(kLanes, count - first);
+    for (int m = 0; m < M && rows < kLanes; ++m) std::fill(sums[m] + rows, sums[m] + kLanes, Floats{});
     int64_t i = 0;
     for (; i + R <= rows; i += R) RowDots<M, R, W>(x, slots + (first + i) * size, size, sums, i);
     for (; i < rows; ++i) RowDots<M, 1, W>(x, slots + (first + i) * size, size, sums, i);
@@ -177,28 +180,50 @@ inline void ScoreBlock(const float* x, const W* slots, int64_t count, int64_t si
 
 // ---- softmax ----
 
-// Scores to powers of what they are below the largest so far, which is all that is left of those before.
+// kLanes numbers, or the `count` that there are and zeros.
+inline Floats ReadPart(const float* from, int64_t count) {
+  if (count >= kLanes) return Read<Floats>(from);
+  Floats part = {};
+  std::memcpy(&part, from, count * sizeof(float));
+  return part;
+}
+
+inline float Largest(Floats x) {
+  float largest = x[0];
+  for (int j = 1; j < kLanes; ++j) largest = std::max(largest, x[j]);
+  return largest;
+}
+
+// Scores to powers of what they are below the largest so far, which is all that is left of those before. What
+// lies behind `count` scores up to a multiple of kLanes becomes zero.
 inline void RaiseBlock(float* scores, int64_t count, float scale, float cap, const float* scales,
                        float* largest, float* total, float* mixed, int64_t width) {
-  if (scales != nullptr) {
-    for (int64_t i = 0; i < count; ++i) scores[i] *= scales[i];
+  const float lowest = -std::numeric_limits<float>::infinity();
+  Floats highest = Floats{} + lowest;
+  for (int64_t i = 0; i < count; i += kLanes) {
+    Floats x = Read<Floats>(scores + i) * scale;
+    if (scales != nullptr) x *= ReadPart(scales + i, count - i);
+    if (cap > 0) {
+      for (int j = 0; j < kLanes; ++j) x[j] = cap * std::tanh(x[j] / cap);
+    }
+    for (int64_t j = count - i; j < kLanes; ++j) x[j] = lowest;
+    highest = x > highest ? x : highest;
+    std::memcpy(scores + i, &x, sizeof(x));
   }
-  for (int64_t i = 0; i < count; ++i) scores[i] *= scale;
-  if (cap > 0) {
-    for (int64_t i = 0; i < count; ++i) scores[i] = cap * std::tanh(scores[i] / cap);
-  }
-  float highest = *largest;
-  for (int64_t i = 0; i < count; ++i) highest = std::max(highest, scores[i]);
-  if (highest > *largest) {
-    const float left = Exp(*largest - highest);
+  const float now = std::max(*largest, Largest(highest));
+  if (now > *largest) {
+    const float left = Exp(*largest - now);
     *total *= left;
     for (int64_t e = 0; e < width; ++e) mixed[e] *= left;
-    *largest = highest;
+    *largest = now;
   }
-  for (int64_t i = 0; i < count; ++i) scores[i] = Exp(scores[i] - highest);
-  double sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += scores[i];
-  *total += static_cast<float>(sum);
+  Floats sum = {};
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Floats x = Read<Floats>(scores + i), power = x > lowest ? Exp(x - now) : Floats{};
+    sum += power;
+    std::memcpy(scores + i, &power, sizeof(power));
+  }
+  *total += Sum(sum);
 }
 
 // ---- values ----
@@ -213,10 +238,7 @@ inline void MixLanes(const float (*weights)[kBlock], const W* slots, int64_t cou
   for (int64_t i = 0; i < count; ++i) {
     Floats wide[E];
 #pragma GCC unroll 8
-    for (int e = 0; e < E; ++e) {
-      wide[e] = WidenAll(slots + i * size + e * kLanes);
-      __builtin_prefetch(reinterpret_cast<const char*>(slots + i * size + e * kLanes) + kAhead, 0, 0);
-    }
+    for (int e = 0; e < E; ++e) wide[e] = WidenAll(slots + i * size + e * kLanes);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 8
@@ -257,8 +279,9 @@ void ReadBlock(const float* q, Store<W> keys, Store<W> values, int64_t slot, int
   for (int m = 0; m < M; ++m) {
     RaiseBlock(scores[m], count, scale, cap, key_scales, to.largest + m, to.total + m, to.mixed + m * s.value,
                s.value);
-    if (values.scales != nullptr) {
-      for (int64_t i = 0; i < count; ++i) scores[m][i] *= values.scales[slot + i];
+    for (int64_t i = 0; i < count && values.scales != nullptr; i += kLanes) {
+      const Floats scaled = Read<Floats>(scores[m] + i) * ReadPart(values.scales + slot + i, count - i);
+      std::memcpy(scores[m] + i, &scaled, sizeof(scaled));
     }
   }
   MixBlock<M, W>(scores, values.numbers + slot * s.value, count, s.value, to.mixed);
