@@ -1,10 +1,10 @@
 """What fewer bits cost in quality: perplexity by how weights and how states are kept.
 
-    python -m benchmarks.quality [--weights f32,bf16,int8,…] [--states f32,f16,bf16,int8] [--json] [--out FILE]
+    python -m benchmarks.quality [--weights f32,bf16,int8] [--states f32,f16,bf16,int8] [--json] [--out FILE]
 
 The embedded model reads the beginning of its held-out text, stories260K texts that it drew itself with f32
-weights; both are in the shared data. Texts are read in windows of the model's context, by the scoring program, which rounds
-the past as a step of decoding does. On NumPy, so that a number does not depend on the machine's kernels.
+weights; both are in the shared data. Texts are read in windows of the model's context, by the scoring
+program, which rounds the past as a step of decoding does. On NumPy: no kernel decides.
 """
 
 from __future__ import annotations
