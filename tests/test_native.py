@@ -37,7 +37,7 @@ def plain():
 
 
 def rounding(rows):
-    """What products with bf16 or integers may differ by: many vectors are rounded to the 8 bits of bf16, a few
+    """What products with bf16 or integers may differ by: many vectors are rounded to the 8 bits of bf16, few
     keep at least 16."""
     return 2.0**-8 if rows > 8 else 2.0**-14
 
