@@ -14,7 +14,7 @@ from .sampling import is_integer
 
 DEFAULT_CAPACITY = 1024  # of a model that was made for at least as many positions
 GRAPH_CAPACITY = 256  # of a bare graph, which does not say, and at least of a model that has no bound
-DEFAULT_CHUNK = 128
+DEFAULT_CHUNK = 512
 SMALLEST_CHUNK = 16  # below it, another program saves less time than compiling it takes
 
 

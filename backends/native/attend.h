@@ -15,58 +15,12 @@
 #include <numeric>
 #include <vector>
 
+#include "attend_chunk.h"
+#include "states.h"
 #include "threads.h"
 #include "vectors.h"
 
 namespace {
-
-typedef int32_t Exponents __attribute__((vector_size(kLanes * sizeof(int32_t))));
-
-// e^x to about 1e-7 of it, for x <= 0; next to nothing far below.
-inline Floats Exp(Floats x) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: what is added to it has no fraction
-  const Floats least = Floats{} - 87.0f;
-  x = x > least ? x : least;
-  const Floats n = (x * 1.44269504f + kRound) - kRound;
-  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Floats p = Floats{} + 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const Exponents bits = (__builtin_convertvector(n, Exponents) + 127) << 23;
-  return p * Read<Floats>(&bits);
-}
-
-// ---- what states hold beside what weights do ----
-
-struct Half {  // an f16
-  uint16_t bits;
-};
-
-inline float Widen(Half h) {
-  const uint32_t sign = static_cast<uint32_t>(h.bits & 0x8000) << 16, low = h.bits & 0x3ff;
-  const uint32_t exponent = h.bits >> 10 & 31;
-  if (exponent == 0) return (sign ? -0x1p-24f : 0x1p-24f) * static_cast<float>(low);
-  const uint32_t bits = sign | (exponent == 31 ? 255 : exponent + 112) << 23 | low << 13;
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-inline Floats WidenAll(const Half* w) {
-#if defined(__AVX512F__)
-  return (Floats)_mm512_cvtph_ps(Read<__m256i>(w));
-#elif defined(__F16C__)
-  return (Floats)_mm256_cvtph_ps(Read<__m128i>(w));
-#else
-  Floats values;
-  for (int j = 0; j < kLanes; ++j) values[j] = Widen(w[j]);
-  return values;
-#endif
-}
 
 // Lanes of a and of b, each added to the lane S away: those without the bit S are of a, the others of b.
 template <int S>
@@ -108,17 +62,6 @@ inline Floats SumEach(const Floats* vectors) {
 
 constexpr int64_t kBlock = 64;   // slots whose scores are computed together: a multiple of kLanes
 constexpr int64_t kFewest = 256;  // slots that are worth a part of their own
-
-struct Shape {
-  int64_t rows, positions, heads, group, key, value, slots;
-};
-
-// One head of a state: a vector for each slot and, if it is kept as integers, the scale of each.
-template <typename W>
-struct Store {
-  const W* numbers;
-  const float* scales;
-};
 
 struct Run {  // of slots that are visible: [first, last)
   int64_t first, last;
@@ -401,9 +344,14 @@ static ffi::Error AttendAs(ffi::ThreadPool& pool, ffi::AnyBuffer& q, ffi::AnyBuf
   const auto d = q.dimensions();
   const Shape s{d[0], d[1], d[2], d[3], d[4], values.dimensions()[3], keys.dimensions()[2]};
   const auto* shown = static_cast<const uint8_t*>(mask.untyped_data());
-  const Visible visible(shown, mask.dimensions()[0] * s.positions, s.slots);
   const Store<W> k{static_cast<const W*>(keys.untyped_data()), key_scales};
   const Store<W> v{static_cast<const W*>(values.untyped_data()), value_scales};
+  if (s.positions > 1 && s.positions * s.group >= kLanes) {
+    AttendChunk<W>(pool, q.typed_data<float>(), k, v, shown, mask.dimensions()[0] * s.positions, s, scale, cap,
+                   out.typed_data<float>());
+    return ffi::Error::Success();
+  }
+  const Visible visible(shown, mask.dimensions()[0] * s.positions, s.slots);
   AttendAll<W>(pool, q.typed_data<float>(), k, v, visible, s, scale, cap, out.typed_data<float>());
   return ffi::Error::Success();
 }

@@ -190,4 +190,22 @@ inline float Exp(float x) {
   return p * power;
 }
 
+// e^x to about 1e-7 of it, for x <= 0; next to nothing far below.
+inline Floats Exp(Floats x) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: what is added to it has no fraction
+  const Floats least = Floats{} - 87.0f;
+  x = x > least ? x : least;
+  const Floats n = (x * 1.44269504f + kRound) - kRound;
+  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Floats p = Floats{} + 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const Ints bits = (__builtin_convertvector(n, Ints) + 127) << 23;
+  return p * Read<Floats>(&bits);
+}
+
 }  // namespace
