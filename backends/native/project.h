@@ -197,7 +197,7 @@ struct RowsFor<uint16_t> {
 };
 #endif
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 // Beside integers: x as integers of 16 bits with a scale for each piece. 
 template <typename W>
 class IntegerRows : public Pieces {
@@ -209,13 +209,19 @@ class IntegerRows : public Pieces {
     for (int64_t piece = 0; piece < count; ++piece) {
       for (int64_t m = 0; m < rows; ++m) {
         const float* from = x + m * k + piece * size;
-        float largest = 0;
-        for (int64_t i = 0; i < length(piece); ++i) largest = std::max(largest, std::fabs(from[i]));
-        const float inverse = largest > 0 ? 32767.0f / largest : 0.0f;
+        const int64_t count = length(piece);
+        const float largest = Largest(from, count), inverse = largest > 0 ? 32767.0f / largest : 0.0f;
         int16_t* to = values_.data() + (piece * rows + m) * padded_;
         std::fill_n(to, padded_, 0);
-        for (int64_t i = 0; i < length(piece); ++i) {
-          to[Place(i, length(piece))] = static_cast<int16_t>(std::nearbyint(from[i] * inverse));
+        if constexpr (std::is_same<W, Packed>::value) {
+          const int64_t half = count / 2;
+          for (int64_t i = 0; i < half; i += 16) {
+            const int64_t some = std::min<int64_t>(16, half - i);
+            Round(from + i, some, inverse, to + 2 * i);
+            Round(from + half + i, some, inverse, to + 2 * i + 16);
+          }
+        } else {
+          for (int64_t i = 0; i < count; i += 16) Round(from + i, std::min<int64_t>(16, count - i), inverse, to + i);
         }
         scales_[piece * rows + m] = largest / 32767.0f;
       }
@@ -245,11 +251,21 @@ class IntegerRows : public Pieces {
   }
 
  private:
-  // Where a number lies. Two weights in a byte are read as 16 from lower and 16 from upper halves.
-  static int64_t Place(int64_t i, int64_t size) {
-    if (!std::is_same<W, Packed>::value) return i;
-    const int64_t half = size / 2, within = i % half;
-    return within / 16 * 32 + i / half * 16 + within % 16;
+  static float Largest(const float* from, int64_t count) {
+    __m512 largest = _mm512_setzero_ps();
+    for (int64_t i = 0; i < count; i += 16) {
+      const __mmask16 some = count - i >= 16 ? 0xffff : (1u << (count - i)) - 1;
+      largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_maskz_loadu_ps(some, from + i)));
+    }
+    return _mm512_reduce_max_ps(largest);
+  }
+
+  // Up to 16 numbers as integers. Two weights in a byte are read as 16 from lower and 16 from upper halves, and so
+  // are the numbers beside them.
+  static void Round(const float* from, int64_t count, float inverse, int16_t* to) {
+    const __mmask16 some = count >= 16 ? 0xffff : (1u << count) - 1;
+    const __m512 scaled = _mm512_mul_ps(_mm512_maskz_loadu_ps(some, from), _mm512_set1_ps(inverse));
+    _mm256_mask_storeu_epi16(to, some, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(scaled)));
   }
 
   static __m512i WidenBytes(const int8_t* from, int64_t count) {
