@@ -296,7 +296,8 @@ def test_windows_predict_every_token_once(length, bos):
 
 def test_a_compiled_directory_holds_everything(compiled):
     manifest = json.loads((compiled / "manifest.json").read_text())
-    assert manifest["options"] == {"batch": 1, "capacity": 96, "chunk": 16, "state": "auto"}
+    options = {"batch": 1, "capacity": 96, "chunk": 16, "state": "auto", "state_dtype": "f32"}
+    assert manifest["options"] == options
     assert manifest["weights"] is None
     names = [program["name"] for program in manifest["programs"]]
     loops = ["generate.greedy", "generate.temperature.top_k.top_p"]
@@ -373,8 +374,8 @@ def test_a_compiled_directory_runs_without_deriving(cli, compiled, case, backend
     def refuse(*arguments, **keywords):
         raise AssertionError("derived again")
 
-    monkeypatch.setattr("systolic.runner.programs.derive_chunk", refuse)
-    monkeypatch.setattr("systolic.runner.programs.derive_score", refuse)
+    monkeypatch.setattr("systolic.runner.program_source.derive_chunk", refuse)
+    monkeypatch.setattr("systolic.runner.program_source.derive_score", refuse)
     arguments = ("--prompt", case["prompt"], "--max-new-tokens", 40, "--backend", backend, "--json")
     report = json.loads(cli("run", compiled, *arguments)[1])
     assert report["new_ids"] == case["new_ids"][:40]

@@ -133,9 +133,12 @@ def test_states_in_fewer_bits_are_read_as_they_are_kept(
     assert ("systolic_attend_scaled" if state_dtype == "int8" else "systolic_attend_") in text
     numpy = NumpyBackend()
     got, want, meant = run(native, program), run(plain, program), run(numpy, program)
-    # What this step keeps may be rounded to a neighbour, 1/1024 of one value among many.
+    # What this chunk keeps may be rounded to a neighbour: few numbers are, and outputs move no further.
+    step = {"f16": 2.0**-10, "bf16": 2.0**-7, "int8": 1 / 127}[state_dtype]
     for other in (want, meant):
-        np.testing.assert_allclose(got["output"], other["output"], rtol=1e-4, atol=1e-4)
+        difference, size = np.abs(got["output"] - other["output"]), np.abs(other["output"]).max()
+        assert (difference > 1e-4 * (1 + size)).mean() < 0.01
+        assert difference.max() < step * size
 
 
 @pytest.mark.parametrize("state_dtype", ["f32", "f16", "bf16", "int8"])

@@ -195,7 +195,7 @@ void AttendChunk(ffi::ThreadPool& pool, const float* q, Store<W> keys, Store<W> 
       }
       panel.End(out + place * s.value);
     }
-  });
+  }, kManyParts);
 }
 
 }  // namespace

@@ -339,7 +339,7 @@ void MultiplyMany(ffi::ThreadPool& pool, const float* x, int64_t rows, const For
   const Panels<Step> panels(pool, x, rows, form.k);
   int64_t total = 0;
   for (const auto& matrix : matrices) total += matrix.n;
-  const int64_t parts = 4 * kParts * std::max<int64_t>(1, pool.num_threads());
+  const int64_t parts = 2 * kManyParts * std::max<int64_t>(1, pool.num_threads());
   const int64_t strip = std::max<int64_t>(1, std::min<int64_t>(kStrip, total / parts) / kRows) * kRows;
   SpreadOver<W>(pool, matrices, rows * form.k, strip, [&](const Matrix<W>& matrix, int64_t first, int64_t last) {
     Buffer<float> sums(strip * (kMost + kLanes) + kLanes);
@@ -349,7 +349,7 @@ void MultiplyMany(ffi::ThreadPool& pool, const float* x, int64_t rows, const For
         MultiplyStrip<Step, W>(panels, begin, form, matrix, row, std::min(row + strip, last), sums.data(), tile.data());
       }
     }
-  });
+  }, kManyParts);
 }
 
 #if defined(__AVX512BF16__)

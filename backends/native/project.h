@@ -408,7 +408,7 @@ void WithConstant(int64_t rows, const Kernel& kernel) {
 // Runs work(matrix, first, last) over the results of all matrices, side by side.
 template <typename W, typename Work>
 void SpreadOver(ffi::ThreadPool& pool, const std::vector<Matrix<W>>& matrices, int64_t operations, int64_t unit,
-                const Work& work) {
+                const Work& work, int64_t each = kParts) {
   std::vector<int64_t> starts = {0};
   for (const auto& matrix : matrices) starts.push_back(starts.back() + (matrix.n + unit - 1) / unit);
   Spread(pool, starts.back(), operations * starts.back() * unit, [&](int64_t first, int64_t last) {
@@ -416,7 +416,7 @@ void SpreadOver(ffi::ThreadPool& pool, const std::vector<Matrix<W>>& matrices, i
       const int64_t from = std::max(first, starts[i]) - starts[i], to = std::min(last, starts[i + 1]) - starts[i];
       if (from < to) work(matrices[i], from * unit, std::min(to * unit, matrices[i].n));
     }
-  });
+  }, each);
 }
 
 // y[m, n] of up to kFew rows for several matrices of one kind. Weights are read once: three rows take as long as

@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t kSmall = 1 << 15;  // multiply-adds below which another thread costs more than it saves
 constexpr int64_t kSpins = 2000;     // looks at whether the others are done before giving way
 constexpr int64_t kParts = 4;        // parts for each thread: a thread that is late holds up less
+constexpr int64_t kManyParts = 16;   // of work that takes long beside handing it out
 
 struct Progress {
   std::atomic<int64_t> next{0}, done{0};
@@ -25,9 +26,9 @@ struct Progress {
 // Runs work(first, last) over [0, count) on the pool and here; returns when all of it is done. A thread of the
 // pool that comes late finds nothing left: only parts that were begun are waited for.
 template <typename Work>
-void Spread(ffi::ThreadPool& pool, int64_t count, int64_t operations, const Work& work) {
+void Spread(ffi::ThreadPool& pool, int64_t count, int64_t operations, const Work& work, int64_t each = kParts) {
   const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
-  const int64_t parts = std::min(count, operations < kSmall ? 1 : threads * kParts);
+  const int64_t parts = std::min(count, operations < kSmall ? 1 : threads * each);
   if (parts <= 1) {
     work(0, count);
     return;
