@@ -15,12 +15,29 @@
 
 namespace {
 
+// How many rows of weights are read side by side for M rows of x: enough sums to hide the latency of adding, and
+// enough streams for the machine to fetch ahead of them. It does not fetch beyond the end of a page, so for a single x
+// rows that are as short are read one after the other; then sums of different numbers hide the latency.
+constexpr int RowsAtOnce(int m) { return m == 1 ? 8 : m >= 8 ? 3 : 4; }
+constexpr int64_t kPage = 4096;  // bytes
+constexpr int kUnrolled = 4;     // steps of a row that is read by itself
+
 // sums[m][r] = x[m] . rows[r] over `count` elements, lane by lane; the x are `stride` apart. Every row and
 // every x is read once, for M * R sums in registers.
 template <int M, int R, typename W>
 inline void Dots(const float* x, int64_t stride, const W* const* rows, int64_t count, Floats (*sums)[R]) {
   Floats lanes[M][R] = {};
   int64_t k = 0;
+  if constexpr (M == 1 && R == 1) {
+    Floats apart[2 * kUnrolled] = {};
+    for (; k + 2 * kUnrolled * kLanes <= count; k += 2 * kUnrolled * kLanes) {
+#pragma GCC unroll 8
+      for (int u = 0; u < 2 * kUnrolled; ++u) {
+        apart[u] += Read<Floats>(x + k + u * kLanes) * WidenAll(rows[0] + k + u * kLanes);
+      }
+    }
+    for (int u = 0; u < 2 * kUnrolled; ++u) lanes[0][0] += apart[u];
+  }
   for (; k + kLanes <= count; k += kLanes) {
     Floats wide[R];
 #pragma GCC unroll 8
@@ -42,10 +59,6 @@ inline void Dots(const float* x, int64_t stride, const W* const* rows, int64_t c
     }
   }
 }
-
-// How many rows of weights are read side by side for M rows of x: enough sums to hide the latency of adding, and
-// enough streams for the machine to fetch ahead of them.
-constexpr int RowsAtOnce(int m) { return m == 1 ? 8 : m >= 8 ? 3 : 4; }
 
 // ---- how rows of x are held ----
 
@@ -154,6 +167,18 @@ class SplitRows : public Pieces {
     const int64_t size = length(piece);
     Floats upper[M][R] = {}, lower[M][R] = {};
     int64_t k = 0;
+    if constexpr (M == 1 && R == 1) {
+      Floats first[kUnrolled] = {}, second[kUnrolled] = {};
+      for (; k + 32 * kUnrolled <= size; k += 32 * kUnrolled) {
+#pragma GCC unroll 8
+        for (int u = 0; u < kUnrolled; ++u) {
+          const __m512bh wide = Read<__m512bh>(w + k + 32 * u);
+          first[u] = (Floats)_mm512_dpbf16_ps((__m512)first[u], Read<__m512bh>(high + k + 32 * u), wide);
+          second[u] = (Floats)_mm512_dpbf16_ps((__m512)second[u], Read<__m512bh>(low + k + 32 * u), wide);
+        }
+      }
+      for (int u = 0; u < kUnrolled; ++u) upper[0][0] += first[u] + second[u];
+    }
     for (; k + 32 <= size; k += 32) {
       __m512bh wide[R];
 #pragma GCC unroll 8
@@ -236,6 +261,18 @@ class IntegerRows : public Pieces {
     const int64_t bytes = length(piece) / PerElement<W>();
     __m512i lanes[M][R] = {};
     int64_t j = 0;
+    if constexpr (M == 1 && R == 1) {
+      __m512i apart[kUnrolled] = {};
+      for (; j + kUnrolled * kStep <= bytes; j += kUnrolled * kStep) {
+#pragma GCC unroll 8
+        for (int u = 0; u < kUnrolled; ++u) {
+          const int64_t at = j + u * kStep;
+          const __m512i beside = Read<__m512i>(x + at * PerElement<W>());
+          apart[u] = _mm512_dpwssd_epi32(apart[u], beside, WidenBytes(w + at, kStep));
+        }
+      }
+      for (int u = 0; u < kUnrolled; ++u) lanes[0][0] = _mm512_add_epi32(lanes[0][0], apart[u]);
+    }
     for (; j + kStep <= bytes; j += kStep) {
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
@@ -335,9 +372,8 @@ inline void AddPieces(const Rows& x, const W* w, const float* grouped, int64_t g
 }
 
 // y[m][first:last] for the `valid` ones of M rows of x.
-template <int M, typename W, typename Rows>
+template <int M, int R, typename W, typename Rows>
 void ProjectRows(const Rows& x, int64_t valid, const Matrix<W>& matrix, int64_t groups, int64_t first, int64_t last) {
-  constexpr int R = RowsAtOnce(M);
   for (int64_t row = first; row < last;) {
     const int64_t rows = row + R <= last ? R : 1;
     Floats sums[R][M];
@@ -443,7 +479,11 @@ void ProjectFew(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t k, 
     using Rows = typename RowsFor<W>::Type;
     const Rows held(all, M, k, groups);
     SpreadOver<W>(pool, matrices, rows * k, 1, [&](const Matrix<W>& matrix, int64_t first, int64_t last) {
-      ProjectRows<M, W, Rows>(held, rows, matrix, groups, first, last);
+      if (M == 1 && k * static_cast<int64_t>(sizeof(W)) / PerElement<W>() <= kPage) {
+        ProjectRows<M, 1, W, Rows>(held, rows, matrix, groups, first, last);
+      } else {
+        ProjectRows<M, RowsAtOnce(M), W, Rows>(held, rows, matrix, groups, first, last);
+      }
     });
   });
 }
