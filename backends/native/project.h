@@ -18,7 +18,7 @@ namespace {
 // How many rows of weights are read side by side for M rows of x: enough sums to hide the latency of adding, and
 // enough streams for the machine to fetch ahead of them. It does not fetch beyond the end of a page, so for a single x
 // rows that are as short are read one after the other; then sums of different numbers hide the latency.
-constexpr int RowsAtOnce(int m) { return m == 1 ? 8 : m >= 8 ? 3 : 4; }
+constexpr int RowsAtOnce(int m) { return m == 1 ? 8 : 4; }
 constexpr int64_t kPage = 4096;  // bytes
 constexpr int kUnrolled = 4;     // steps of a row that is read by itself
 
@@ -455,7 +455,7 @@ void SpreadOver(ffi::ThreadPool& pool, const std::vector<Matrix<W>>& matrices, i
   }, each);
 }
 
-// y[m, n] of up to kFew rows for several matrices of one kind. Weights are read once: three rows take as long as
+// y[m, n] of up to kFew rows, or kFewColumns where weights are turned, for several matrices of one kind. Weights are read once: three rows take as long as
 // four, of which one is zero.
 template <typename W>
 void ProjectFew(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t k, int64_t groups, bool turned,
@@ -476,15 +476,17 @@ void ProjectFew(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t k, 
         return;
       }
     }
-    using Rows = typename RowsFor<W>::Type;
-    const Rows held(all, M, k, groups);
-    SpreadOver<W>(pool, matrices, rows * k, 1, [&](const Matrix<W>& matrix, int64_t first, int64_t last) {
-      if (M == 1 && k * static_cast<int64_t>(sizeof(W)) / PerElement<W>() <= kPage) {
-        ProjectRows<M, 1, W, Rows>(held, rows, matrix, groups, first, last);
-      } else {
-        ProjectRows<M, RowsAtOnce(M), W, Rows>(held, rows, matrix, groups, first, last);
-      }
-    });
+    if constexpr (M <= kFew) {
+      using Rows = typename RowsFor<W>::Type;
+      const Rows held(all, M, k, groups);
+      SpreadOver<W>(pool, matrices, rows * k, 1, [&](const Matrix<W>& matrix, int64_t first, int64_t last) {
+        if (M == 1 && k * static_cast<int64_t>(sizeof(W)) / PerElement<W>() <= kPage) {
+          ProjectRows<M, 1, W, Rows>(held, rows, matrix, groups, first, last);
+        } else {
+          ProjectRows<M, RowsAtOnce(M), W, Rows>(held, rows, matrix, groups, first, last);
+        }
+      });
+    }
   });
 }
 

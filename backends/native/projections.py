@@ -7,7 +7,7 @@ stay where and as they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...ir.graph import Node
@@ -55,7 +55,7 @@ def select_projections(nodes: Sequence[Node], kernels: Kernels) -> dict[Node, Se
     return chosen
 
 
-def _lowering(kernels: Kernels, group: Sequence[_Product]):
+def _lowering(kernels: Kernels, group: Sequence[_Product]) -> Callable[..., Results]:
     target, types = kernels.target("project"), [product.node.tensor for product in group]
     attributes = f"turned = {str(group[0].turned).lower()}"
 
