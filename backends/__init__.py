@@ -23,7 +23,7 @@ def backend_named(name: str, cache_directory: Path | None = None) -> Backend:
 
         return NumpyBackend(load_target(target) if target else None)
     if name == "xla":
-        from .xla import XlaBackend  # loads jax, which takes a second or two
+        from .xla import XlaBackend  # loads jaxlib
 
         return XlaBackend(cache_directory=cache_directory)
     raise SystolicError(f"there is no backend {name!r}; the backends are {' and '.join(BACKENDS)}")

@@ -13,6 +13,11 @@ from ..compiler.program import Program
 Arrays = Mapping[str, Any]  # device arrays or NumPy arrays, by name
 
 
+def described(array: Any) -> Any:
+    """What has the ``shape``, ``dtype``, ``size`` and ``nbytes`` of an array, wherever it is."""
+    return getattr(array, "aval", array)
+
+
 @dataclass(frozen=True, eq=False)
 class Lowered:
     """A program in the words of a backend: StableHLO, or the source of a NumPy module."""

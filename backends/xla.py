@@ -1,40 +1,37 @@
-"""Compiles StableHLO text with XLA and runs it, through jaxlib's public calls."""
+"""Compiles StableHLO text with XLA and runs it."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import operator
 import os
 import platform as host
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import jaxlib
 import numpy as np
-from jax.extend.backend import get_backend, get_compile_options
-from jax.extend.mlir.dialects import stablehlo
-from jax.sharding import SingleDeviceSharding
 
 from ..compiler.program import STATE_PREFIX, Program
-from ..ir.errors import SystolicError
 from ..ir.types import DTYPES
 from .cache import default_cache_directory, read_entry, write_entry
 from .interface import Arrays, Lowered
 from .native.build import load_kernels
 from .stablehlo import emit_stablehlo
+from .xla_device import XlaDevice, fetch, run
 
-SMALL = 1 << 16  # bytes of an input; larger ones are copied as seldom as can be
 PORTABLE_VERSION = "1.1.0"  # of StableHLO: the first that can scatter into rows side by side
 
 
 def portable_artifact(text: str) -> bytes:
     """StableHLO text in the form that later (and somewhat earlier) releases of XLA load, too."""
+    from jax.extend.mlir.dialects import stablehlo  # loads jax, which running does without
+
     return stablehlo.serialize_portable_artifact_str(text, PORTABLE_VERSION)
 
 
@@ -56,39 +53,39 @@ class XlaProgram:
         self.executable = compiled.executable
         self.compile_seconds = compiled.seconds
         self.from_cache = compiled.from_cache
-        self._backend = backend
+        self._device = backend.device
         self._parameters = [node.name for node in program.graph.parameters]
-        self._inputs = [node.name for node in program.graph.inputs]
-        self._outputs = list(program.graph.outputs)
-        self._has_run = False
+        self._inputs = [_place_of(node.name) for node in program.graph.inputs]
+        self._outputs = [_place_of(name) for name in program.graph.outputs]
+        self._results = backend.device.results_of(program)
+        self._last_weights: tuple[Arrays | None, list[Any]] = None, []
 
     def run(
         self, parameters: Arrays, inputs: Arrays, states: Arrays
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """One call; see ``Prepared.run``. NumPy arrays are placed first, which copies them every time."""
-        arguments = [parameters[name] for name in self._parameters]
-        for name in self._inputs:
-            is_state = name.startswith(STATE_PREFIX)
-            arguments.append(states[name.removeprefix(STATE_PREFIX)] if is_state else inputs[name])
+        given = [(states if is_state else inputs)[name] for is_state, name in self._inputs]
+        made = run(self.executable, [*self._weights(parameters), *self._placed(given)], self._results)
         results: dict[str, Any] = {}
         updated: dict[str, Any] = {}
-        for name, array in zip(self._outputs, self.executable.execute(self._placed(arguments)), strict=True):
-            short = name.removeprefix(STATE_PREFIX)
-            (results if short == name else updated)[short] = array
+        for (is_state, name), array in zip(self._outputs, made, strict=True):
+            (updated if is_state else results)[name] = array
         return results, updated
 
-    def _placed(self, arguments: list[Any]) -> list[Any]:
-        """The arguments on the device. From the second call on, small arrays are placed together: that takes
-        a tenth of the time, but the function that does it is compiled for their shapes."""
-        given = [place for place, array in enumerate(arguments) if isinstance(array, np.ndarray)]
-        arrays = [arguments[place] for place in given]
-        is_together = self._has_run and all(a.dtype.itemsize < 8 and a.nbytes <= SMALL for a in arrays)
-        on_device = self._backend.place_together(arrays) if is_together else map(self._backend.place, arrays)
-        self._has_run = True
-        filled = list(arguments)
-        for place, array in zip(given, on_device, strict=True):
-            filled[place] = array
-        return filled
+    def _weights(self, parameters: Arrays) -> list[Any]:
+        """The parameters in order; those of the last call need not be looked up again."""
+        last, arrays = self._last_weights
+        if last is parameters:
+            return arrays
+        given = [parameters[name] for name in self._parameters]
+        placed = self._placed(given)
+        if all(map(operator.is_, given, placed)):
+            self._last_weights = parameters, placed
+        return placed
+
+    def _placed(self, arrays: list[Any]) -> list[Any]:
+        place = self._device.place
+        return [place(array) if isinstance(array, np.ndarray | np.generic) else array for array in arrays]
 
     @property
     def optimized_text(self) -> str:
@@ -115,13 +112,9 @@ class XlaBackend:
     def __init__(
         self, platform: str | None = None, cache_directory: Path | None = None, *, native: bool = True
     ) -> None:
-        try:
-            self._client = get_backend(platform)
-        except RuntimeError as error:
-            raise SystolicError(f"jax has no platform {platform!r} on this machine: {error}") from None
-        self.device = self._client.local_devices()[0]
+        self.device = XlaDevice(platform)
         self.cache_directory = default_cache_directory() if cache_directory is None else cache_directory
-        is_native = native and self._client.platform == "cpu"
+        is_native = native and self.device.platform == "cpu"
         # One place for all, whatever the directory of programs: a process can register a kernel only once.
         self.kernels = load_kernels(default_cache_directory(), processor()) if is_native else None
 
@@ -143,23 +136,14 @@ class XlaBackend:
         return self.load(self.lower(program))
 
     def place(self, array: np.ndarray) -> Any:
-        """Moves an array to the device; 64-bit types stay as they are."""
-        if array.dtype.itemsize == 8:
-            with jax.enable_x64(True):
-                return jax.device_put(array, self.device)
-        return jax.device_put(array, self.device)
-
-    @cached_property
-    def place_together(self) -> Callable[[list[np.ndarray]], list[Any]]:
-        """Places arrays of at most 32-bit types in one call, which jax does without leaving C++."""
-        place = SingleDeviceSharding(self.device)
-        return jax.jit(lambda arrays: list(map(jnp.copy, arrays)), in_shardings=place, out_shardings=place)
+        """Moves an array that nobody changes any more to the device."""
+        return self.device.place(array, stays=True)
 
     def fetch(self, array: Any) -> np.ndarray:
-        return np.asarray(array)
+        return fetch(array)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
-        return self.place(np.zeros(shape, DTYPES[dtype]))
+        return self.device.place(np.zeros(shape, DTYPES[dtype]))
 
     def compile(self, module: str | bytes) -> Compiled:
         """Compiles StableHLO text or a portable artifact, or loads it from the cache."""
@@ -168,21 +152,15 @@ class XlaBackend:
         executable = self._load(entry)
         from_cache = executable is not None
         if executable is None:
-            executable = self._client.compile_and_load(module, [self.device], self._options)
+            executable = self.device.compile(module)
             with contextlib.suppress(RuntimeError):  # what cannot be serialised is not kept
                 write_entry(entry, executable.serialize())
         return Compiled(executable, time.perf_counter() - started, from_cache)
 
     @cached_property
-    def _options(self) -> Any:
-        devices = np.array([[self.device]])
-        return get_compile_options(num_replicas=1, num_partitions=1, device_assignment=devices)
-
-    @cached_property
     def _machine(self) -> str:
         """Whatever compiled code depends on beside the program."""
-        client, device = self._client, self.device
-        parts = [jaxlib.__version__, client.platform, client.platform_version, device.device_kind]
+        parts = [jaxlib.__version__, *self.device.description]
         return "\n".join([*parts, os.environ.get("XLA_FLAGS", ""), processor()])
 
     def _key(self, module: str | bytes) -> str:
@@ -195,9 +173,14 @@ class XlaBackend:
         if data is None:
             return None
         try:
-            return self._client.deserialize_executable(data, [self.device], self._options)
+            return self.device.load(data)
         except (RuntimeError, ValueError):
             return None  # compiling again replaces the entry
+
+
+def _place_of(name: str) -> tuple[bool, str]:
+    """Whether an input or output is a state, and its name among those."""
+    return name.startswith(STATE_PREFIX), name.removeprefix(STATE_PREFIX)
 
 
 def processor() -> str:

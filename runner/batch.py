@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..backends.interface import Prepared
+from ..backends.interface import Prepared, described
 from ..compiler.derive.generation import NO_TOKEN
 from ..compiler.derive.moves import PIECE_PREFIX, piece_type, row_type
 from ..ir.errors import SystolicError
@@ -296,7 +296,7 @@ class Batch:
         if start == stop or not piece:
             return
         state = self._executable.programs.states_of(BY_POSITION)[0]
-        slots = next(iter(piece.values())).size // state.value.size
+        slots = described(next(iter(piece.values()))).size // state.value.size
         inputs = {"row": _number(row), "start": _number(start), "length": _number(stop - start)}
         inputs |= {PIECE_PREFIX + name: array for name, array in piece.items()}
         _, updated = self._executable.programs.put(slots).run({}, inputs, self._states)

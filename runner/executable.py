@@ -391,7 +391,7 @@ def compile(
         model = with_adapters(model, adapters)
     cache = None if cache_directory is None else Path(cache_directory)
     options = options_for(model, backend, batch, capacity, chunk, state, cache, state_dtype)
-    read_ahead(model.weights)  # while jax is loaded
+    read_ahead(model.weights)  # while jaxlib is loaded
     model = model.for_texts_up_to(options.capacity)
     chosen = backend_named(backend, cache)
     store = program_store(model.graph, options, chosen)

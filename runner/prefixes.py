@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+from ..backends.interface import described
 from .batch import Batch
 from .undo import Checkpoint, Undo
 
@@ -37,7 +38,7 @@ class Node:
     @property
     def bytes(self) -> int:
         groups = [self.piece, *(checkpoint.arrays for checkpoint in self.checkpoints)]
-        arrays = sum(array.nbytes for group in groups for array in group.values())
+        arrays = sum(described(array).nbytes for group in groups for array in group.values())
         return arrays + BYTES_PER_TOKEN * len(self.tokens)
 
     def common(self, tokens: Sequence[int]) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..backends.interface import described
 from .undo import Checkpoint, Undo
 
 
@@ -36,7 +37,7 @@ class Snapshot:
     def bytes(self) -> int:
         """Bytes of all arrays, those of checkpoints included."""
         groups = [self.piece, self.whole, self.constants, *(c.arrays for c in self.checkpoints)]
-        return sum(array.nbytes for group in groups for array in group.values())
+        return sum(described(array).nbytes for group in groups for array in group.values())
 
     def recomputed(self, position: int) -> int:
         """How many positions must be read again to get back to ``position``."""

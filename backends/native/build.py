@@ -15,11 +15,13 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import jax
+import jaxlib
 
+from ..xla_device import register_kernel
 from . import Kernels
 
 SOURCE = Path(__file__).with_name("kernels.cc")
+HEADERS = Path(jaxlib.__file__).with_name("include")  # of XLA's foreign function interface
 COMPILERS = ("g++", "clang++", "c++")
 # Numbers are rounded as written; only traps and errno, which nothing reads, are given up.
 FLAGS = (
@@ -41,7 +43,7 @@ def load_kernels(directory: Path, processor: str) -> Kernels | None:
     if compiler is None:
         return None
     sources = [path.read_text(encoding="utf-8") for path in (*sorted(SOURCE.parent.glob("*.h")), SOURCE)]
-    key = "\n".join((*sources, jax.__version__, compiler, *FLAGS, processor))
+    key = "\n".join((*sources, jaxlib.__version__, compiler, *FLAGS, processor))
     kernels = Kernels(hashlib.sha256(key.encode()).hexdigest()[:12])
     library = directory / f"kernels-{kernels.version}.so"
     if not library.exists() and not _build(compiler, library):
@@ -49,8 +51,7 @@ def load_kernels(directory: Path, processor: str) -> Kernels | None:
     try:
         loaded = ctypes.CDLL(str(library))
         for name in NAMES:
-            handler = jax.ffi.pycapsule(getattr(loaded, f"systolic_{name}"))
-            jax.ffi.register_ffi_target(kernels.target(name), handler, platform="cpu", api_version=1)
+            register_kernel(kernels.target(name), getattr(loaded, f"systolic_{name}"))
     except (OSError, AttributeError):
         return None
     return kernels
@@ -63,7 +64,7 @@ def _build(compiler: str, library: Path) -> bool:
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             built = Path(folder) / library.name
-            command = [compiler, *FLAGS, "-I", jax.ffi.include_dir(), str(SOURCE), "-o", str(built)]
+            command = [compiler, *FLAGS, "-I", str(HEADERS), str(SOURCE), "-o", str(built)]
             run = subprocess.run(command, capture_output=True, check=False, text=True)
             if run.returncode != 0:
                 reason = next((line for line in run.stderr.splitlines() if "error" in line), compiler)

@@ -1,0 +1,149 @@
+"""One device as jaxlib shows it: arrays are placed on it, executables made for it and run.
+
+jax itself is not imported for a CPU: half a second and fifty megabytes for what needs none of its tracing. It
+is asked where another platform may be meant, since it knows how their plugins are found.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ..compiler.program import Program
+from ..ir.errors import SystolicError
+from ..ir.types import DTYPES, TensorType
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # as jax has it: read once, while the library is loaded
+from jaxlib import xla_client
+
+_PLUGINS = ("jax_plugins", "libtpu")  # packages that bring other platforms
+
+
+@dataclass(frozen=True)
+class ArrayType:
+    """What an array on a device is; jaxlib keeps it as the array's ``aval``."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    weak_type: bool = False
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    @staticmethod
+    def of(type_: TensorType) -> ArrayType:
+        """That of a value of a program."""
+        return ArrayType(type_.static_shape, np.dtype(DTYPES[type_.dtype]))
+
+
+class _Here(xla_client.SingleDeviceSharding):
+    """The whole of an array on one device; jaxlib asks for it in these words."""
+
+    memory_kind = None
+
+    def _to_xla_hlo_sharding(self, dimensions: int) -> Any:
+        return xla_client.HloSharding.replicate()
+
+
+class XlaDevice:
+    """The first device of ``platform`` (``cpu``, ``gpu``, ``tpu``), or of jax's default."""
+
+    def __init__(self, platform: str | None = None) -> None:
+        self._client = _client_of(platform)
+        self._device = self._client.local_devices()[0]
+        self._where = _Here(self._device)
+
+    @property
+    def platform(self) -> str:
+        return self._client.platform
+
+    @property
+    def description(self) -> tuple[str, ...]:
+        """Whatever compiled code depends on beside the program and the processor."""
+        return self.platform, self._client.platform_version, self._device.device_kind
+
+    def place(self, array: np.ndarray | np.generic, *, stays: bool = False) -> Any:
+        """Moves an array to the device. Where it ``stays`` as it is, the device may use its memory."""
+        array = np.asarray(array)
+        semantics = xla_client.HostBufferSemantics
+        return xla_client.batched_device_put(
+            ArrayType(array.shape, array.dtype),
+            self._where,
+            [array],
+            [self._device],
+            host_buffer_semantics=semantics.ZERO_COPY if stays else semantics.IMMUTABLE_ONLY_DURING_CALL,
+            enable_x64=True,
+        )
+
+    def compile(self, module: str | bytes) -> Any:
+        """An executable of StableHLO text or of a portable artifact."""
+        return self._client.compile_and_load(module, self._devices, self._options)
+
+    def load(self, serialised: bytes) -> Any:
+        """A serialised executable; RuntimeError or ValueError where another release made it."""
+        return self._client.deserialize_executable(serialised, self._devices, self._options)
+
+    def results_of(self, program: Program) -> list[Any]:
+        """What makes arrays of the results of a program, for ``run``."""
+        return [
+            xla_client.array_result_handler(ArrayType.of(node.tensor), self._where, True, True)
+            for node in program.graph.outputs.values()
+        ]
+
+    @cached_property
+    def _devices(self) -> Any:
+        return xla_client.DeviceList((self._device,))
+
+    @cached_property
+    def _options(self) -> Any:
+        options = xla_client.CompileOptions()
+        options.num_replicas = options.num_partitions = 1
+        numbers = np.array([[self._device.id]])
+        options.device_assignment = xla_client.DeviceAssignment.create(numbers)
+        return options
+
+
+def register_kernel(name: str, function: Any) -> None:
+    """Makes a function of a library, as ctypes has it, what custom calls of that name run on a CPU."""
+    wrap = ctypes.pythonapi.PyCapsule_New
+    wrap.restype, wrap.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    handler = wrap(ctypes.cast(function, ctypes.c_void_p), None, None)
+    xla_client.register_custom_call_target(name, handler, platform="cpu", api_version=1)
+
+
+def run(executable: Any, arguments: Sequence[Any], results: Sequence[Any]) -> list[Any]:
+    """Calls an executable; returns before the device has finished."""
+    return executable.execute_sharded(arguments).consume_with_handlers(results)
+
+
+def fetch(array: Any) -> np.ndarray:
+    """The values of an array, where they are if that can be; waits for the device."""
+    try:
+        return np.asarray(memoryview(array))
+    except BufferError:  # memory of another device, or a type that Python has no name for
+        return array._single_device_array_to_np_array_did_copy()[0]
+
+
+def _client_of(platform: str | None) -> Any:
+    named = platform or os.environ.get("JAX_PLATFORMS", "")
+    if named == "cpu" or (not named and not any(map(importlib.util.find_spec, _PLUGINS))):
+        return xla_client.make_cpu_client()
+    from jax.extend.backend import get_backend
+
+    try:
+        return get_backend(platform)
+    except RuntimeError as error:
+        raise SystolicError(f"jax has no platform {platform!r} on this machine: {error}") from None
