@@ -1,7 +1,8 @@
 """Files that spare a later process work: found by name, written whole or not at all, checked when read.
 
 A cache may be cleared, damaged, or on a disk that is full or read-only: what cannot be read is made again,
-and what cannot be written is not kept. Neither is an error.
+and what cannot be written is not kept. Neither is an error. What was not used for longest is removed where
+there is more than ``SYSTOLIC_PROGRAM_CACHE`` says, 2GB by default; ``0`` keeps nothing.
 """
 
 from __future__ import annotations
@@ -9,9 +10,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import tempfile
 from pathlib import Path
 
+from ..ir.errors import SystolicError
+
+PROGRAM_LIMIT, PROGRAM_DEFAULT = "SYSTOLIC_PROGRAM_CACHE", 2 << 30
+PROGRAM_ENDINGS = (".xla", ".program", ".so")
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -27,12 +34,16 @@ def read_entry(entry: Path) -> bytes | None:
         data = entry.read_bytes()
     except OSError:
         return None
+    mark_used(entry)
     content = memoryview(data)[_DIGEST:]
     return bytes(content) if hashlib.sha256(content).digest() == data[:_DIGEST] else None
 
 
 def write_entry(entry: Path, content: bytes) -> None:
-    """Keeps ``content`` under the name ``entry`` with its digest in front, if the disk lets it."""
+    """Keeps ``content`` as ``entry`` with its digest in front, if the disk and the limit let it."""
+    limit = size_limit(PROGRAM_LIMIT, PROGRAM_DEFAULT)
+    if len(content) > limit:
+        return
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=entry.parent)
@@ -46,3 +57,35 @@ def write_entry(entry: Path, content: bytes) -> None:
     except OSError:
         with contextlib.suppress(OSError):
             os.unlink(name)
+    remove_oldest(entry.parent, PROGRAM_ENDINGS, limit)
+
+
+def mark_used(entry: Path) -> None:
+    """Makes an entry the last to be removed."""
+    with contextlib.suppress(OSError):
+        os.utime(entry)
+
+
+def remove_oldest(directory: Path, endings: tuple[str, ...], limit: int) -> None:
+    """Removes the files with these ``endings`` that were not used for longest until at most ``limit`` bytes
+    are left. Whoever has one of them open or mapped keeps it."""
+    with contextlib.suppress(OSError):
+        found = [(file, file.stat()) for file in os.scandir(directory) if file.name.endswith(endings)]
+        total = sum(status.st_size for _, status in found)
+        for file, status in sorted(found, key=lambda pair: pair[1].st_mtime_ns):
+            if total <= limit:
+                break
+            os.unlink(file)
+            total -= status.st_size
+
+
+def size_limit(variable: str, default: int) -> int:
+    """Bytes, as an environment variable has them (``500MB``, ``20GB``, ``0``), or else ``default``.
+
+    ``SystolicError`` that names the variable for what is no size.
+    """
+    text = os.environ.get(variable, "")
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B|)", text.strip().upper())
+    if text and found is None:
+        raise SystolicError(f"{variable} must be a size like 500MB, 20GB or 0, not {text!r}")
+    return default if found is None else int(float(found[1]) * _UNITS[found[2] if found[2] != "B" else ""])

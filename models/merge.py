@@ -32,6 +32,15 @@ class MergedTensor(StoredTensor):
             dtype, copy=False
         )
 
+    def is_in_place(self, dtype: np.dtype, alignment: int = 1) -> bool:
+        """Never: the sum is nowhere yet."""
+        return False
+
+    @property
+    def identity(self) -> None:
+        """None: the values are those of several files."""
+        return None
+
     def blocks(self, dtype: np.dtype) -> Iterator[tuple[Any, np.ndarray]]:
         """All values at once: the adapter is added to the whole."""
         yield ..., self.array(dtype)

@@ -98,6 +98,17 @@ class QuantisedWeights(Mapping[str, np.ndarray]):
         integers, self._scales[matrix] = self._quantised(matrix)
         return integers if name.endswith(VALUES) else self._scales[matrix]
 
+    def is_in_place(self, name: str, alignment: int = 1) -> bool:
+        """Whether a parameter can be used where it lies in its file: never what is rounded."""
+        weights = self._weights
+        return isinstance(weights, Weights) and name in weights and weights.is_in_place(name, alignment)
+
+    @property
+    def identity(self) -> tuple[object, ...] | None:
+        """What the integers are made from; None where that is more than files."""
+        made_from = self._weights.identity if isinstance(self._weights, Weights) else None
+        return None if made_from is None else (self._scheme, *sorted(self._turned.items()), *made_from)
+
     def read_ahead(self) -> None:
         """Has the files read while something else is done; see ``Weights.read_ahead``."""
         if isinstance(self._weights, Weights):

@@ -9,6 +9,7 @@ What does not fit is one sentence that names the file and the tensor.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import math
 import mmap
@@ -32,8 +33,10 @@ INDEX = "model.safetensors.index.json"
 ALIGNMENT = 64  # bytes; of what is made here, so that any backend can use it where it is
 _BLOCK = 1 << 18  # values that are converted at a time: about what the caches of a core hold
 _LARGE_PAGE = 1 << 21  # bytes
+_POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14 and later
 _OWN_PAGES = 1 << 20  # bytes of an array from which on it gets pages of its own
 _STORED_FLOATS = {"F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16"}
+STORED = {**_STORED_FLOATS, "I8": "i8", "U8": "u8"}  # the types of files that are read, and ours
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,27 @@ class StoredTensor:
 
     def array(self, dtype: np.dtype, alignment: int = 1) -> np.ndarray:
         """The values as ``dtype``, at a multiple of ``alignment`` bytes; a view of the file if it can be."""
-        stored = self._stored
-        if stored.dtype == dtype and stored.flags.aligned and stored.ctypes.data % alignment == 0:
-            return stored
+        if self.is_in_place(dtype, alignment):
+            return self._stored
         array = aligned_empty(self.shape, dtype)
         for rows, values in self.blocks(dtype):
             array[rows] = values
         return array
+
+    def is_in_place(self, dtype: np.dtype, alignment: int = 1) -> bool:
+        """Whether the values can be used where they lie in the file."""
+        stored = self._stored
+        return stored.dtype == dtype and stored.flags.aligned and stored.ctypes.data % alignment == 0
+
+    @property
+    def identity(self) -> tuple[object, ...] | None:
+        """What tells the values from any others without reading them: the file as it is now, and the place
+        there. None where they are made of more."""
+        if self.mapped is None:
+            return None
+        status = self.path.stat()
+        file = str(self.path.absolute()), status.st_ino, status.st_size, status.st_mtime_ns
+        return (*file, self.offset, self.dtype, self.shape)
 
     def blocks(self, dtype: np.dtype) -> Iterator[tuple[Any, np.ndarray]]:
         """The values as ``dtype``, some rows at a time, each with its place on the first axis.
@@ -104,7 +121,7 @@ class StoredTensor:
 
     @property
     def _stored(self) -> np.ndarray:
-        return self.data.view(DTYPES[_STORED_FLOATS[self.dtype]]).reshape(self.shape)
+        return self.data.view(DTYPES[STORED[self.dtype]]).reshape(self.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +137,16 @@ class TensorStack:
             for place, values in part.blocks(dtype):
                 part_of[place] = values
         return stacked
+
+    def is_in_place(self, dtype: np.dtype, alignment: int = 1) -> bool:
+        """Never: the parts are put together."""
+        return False
+
+    @property
+    def identity(self) -> tuple[object, ...] | None:
+        """Those of the parts, if all have one."""
+        parts = tuple(part.identity for part in self.parts)
+        return None if None in parts else parts
 
 
 class Weights(Mapping[str, np.ndarray]):
@@ -137,6 +164,16 @@ class Weights(Mapping[str, np.ndarray]):
     def array(self, name: str, alignment: int = 1) -> np.ndarray:
         """A parameter whose memory begins at a multiple of ``alignment`` bytes."""
         return self._tensors[name].array(DTYPES[self._types[name].dtype], alignment)
+
+    def is_in_place(self, name: str, alignment: int = 1) -> bool:
+        """Whether a parameter can be used where it lies in its file."""
+        return self._tensors[name].is_in_place(DTYPES[self._types[name].dtype], alignment)
+
+    @property
+    def identity(self) -> tuple[object, ...] | None:
+        """What values are made from, see ``StoredTensor.identity``; None where that is more than files."""
+        found = [(name, str(self._types[name]), tensor.identity) for name, tensor in self._tensors.items()]
+        return None if any(identity is None for _, _, identity in found) else tuple(found)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a parameter."""
@@ -193,6 +230,16 @@ def _stored(path: Path, mapped: mmap.mmap, start: int, entry: Mapping) -> Stored
     first, last = (start + offset for offset in entry["data_offsets"])
     data = np.frombuffer(mapped, np.uint8)[first:last]
     return StoredTensor(path, data, tuple(entry["shape"]), entry["dtype"], mapped=mapped, offset=first)
+
+
+def map_ahead(mapped: mmap.mmap) -> Thread:
+    """Has a file read and its pages mapped by a thread, which a system that has no call for it ignores."""
+    start, size = np.frombuffer(mapped, np.uint8).ctypes.data, len(mapped)
+    advise = ctypes.CDLL(None).madvise  # mmap's own would not let other threads run meanwhile
+    advise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    thread = Thread(target=advise, args=(start, size, _POPULATE_READ), name="map ahead", daemon=True)
+    thread.start()
+    return thread
 
 
 def _read_through(paths: Iterable[Path]) -> None:

@@ -32,7 +32,7 @@ from .grammar import Grammars
 from .graph_model import model_of_graph
 from .inputs import Inputs
 from .options import GRAPH_CAPACITY, Options, options_for
-from .placement import place_weights, read_ahead
+from .placement import place_weights, with_kept_weights
 from .program_source import DerivedPrograms, ProgramSource
 from .program_store import ProgramStore, program_store
 from .programs import Programs, Report
@@ -391,9 +391,9 @@ def compile(
         model = with_adapters(model, adapters)
     cache = None if cache_directory is None else Path(cache_directory)
     options = options_for(model, backend, batch, capacity, chunk, state, cache, state_dtype)
-    read_ahead(model.weights)  # while jaxlib is loaded
     model = model.for_texts_up_to(options.capacity)
     chosen = backend_named(backend, cache)
+    model = with_kept_weights(model, chosen, cache)  # read ahead while programs are made
     store = program_store(model.graph, options, chosen)
     final = store.keep("simplified", lambda: run_passes(model.graph, options.passes)[-1].graph, Graph)
     return Executable(model, options, chosen, DerivedPrograms(final, options), store)

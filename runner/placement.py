@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +15,19 @@ from ..backends.interface import Backend
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph, Node
 from ..ir.types import DTYPES
+from ..models.load import Model
 from ..models.quantised import QuantisedWeights
 from ..models.weights import Weights
+from .kept_weights import KeptWeights, kept_weights
 
 
-def read_ahead(weights: Mapping[str, np.ndarray] | None) -> None:
-    """Has the files of weights read while something else is done."""
-    if isinstance(weights, (Weights, QuantisedWeights)):
+def with_kept_weights(model: Model, backend: Backend, directory: Path | None) -> Model:
+    """The model with weights that are found in ``directory`` if an earlier process made them, and begin to be
+    read now."""
+    weights = kept_weights(model.weights, model.graph, backend.alignment, directory)
+    if isinstance(weights, (Weights, QuantisedWeights, KeptWeights)):
         weights.read_ahead()
+    return replace(model, weights=weights)
 
 
 def place_weights(
@@ -38,17 +45,17 @@ def place_weights(
         if node.name not in weights:
             raise SystolicError(f"the weights of {model} have no tensor {node.name}")
 
-    def place(node: Node) -> tuple[str, Any]:
-        if isinstance(weights, Weights):
-            array = weights.array(node.name, backend.alignment)
-        else:
-            array = weights[node.name]
-        return node.name, backend.place(_checked(node, array))
+    def make(node: Node) -> tuple[str, np.ndarray]:
+        if isinstance(weights, (Weights, KeptWeights)):
+            return node.name, _checked(node, weights.array(node.name, backend.alignment))
+        return node.name, _checked(node, weights[node.name])
 
     largest_first = sorted(graph.parameters, key=lambda node: node.tensor.bytes, reverse=True)
     with ThreadPoolExecutor(os.cpu_count(), "place") as threads:
-        placed = dict(threads.map(place, largest_first))
-    return {node.name: placed[node.name] for node in graph.parameters}
+        made = dict(threads.map(make, largest_first))
+    if isinstance(weights, KeptWeights):
+        weights.keep(made, backend.alignment)
+    return {node.name: backend.place(made[node.name]) for node in graph.parameters}
 
 
 def _checked(node: Node, array: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -17,7 +18,13 @@ from programs_by_hand import (
     program_from,
 )
 
-from systolic.backends.cache import default_cache_directory
+from systolic.backends.cache import (
+    PROGRAM_LIMIT,
+    default_cache_directory,
+    read_entry,
+    size_limit,
+    write_entry,
+)
 from systolic.backends.numpy_backend import NumpyBackend
 from systolic.backends.stablehlo import emit_stablehlo
 from systolic.backends.xla import XlaBackend, portable_artifact
@@ -113,6 +120,41 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     prepared = XlaBackend("cpu", tmp_path / "file" / "cache").prepare(program_from(attention_graph()))
     assert not prepared.from_cache
+
+
+def test_entries_that_were_not_used_for_longest_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv(PROGRAM_LIMIT, "1KB")
+    names = [f"{number}.program" for number in range(4)]
+    for age, name in enumerate(names):
+        write_entry(tmp_path / name, bytes(300))
+        os.utime(tmp_path / name, (age, age))
+    (tmp_path / "mine.txt").write_bytes(bytes(5000))
+    assert read_entry(tmp_path / names[0]) is None  # made room for the last one
+    assert read_entry(tmp_path / names[1]) == bytes(300)  # and is the last to go now
+    write_entry(tmp_path / "new.xla", bytes(300))
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "1.program",
+        "3.program",
+        "mine.txt",
+        "new.xla",
+    ]
+    write_entry(tmp_path / "large.xla", bytes(2000))
+    assert not (tmp_path / "large.xla").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("", 7), ("0", 0), ("12", 12), ("20 gb", 20 * 10**9), ("1.5KB", 1500), ("3B", 3)]
+)
+def test_sizes_of_caches(monkeypatch, text, size):
+    monkeypatch.setenv(PROGRAM_LIMIT, text)
+    assert size_limit(PROGRAM_LIMIT, 7) == size
+
+
+@pytest.mark.parametrize("text", ["much", "-1", "5 GiB"])
+def test_what_is_no_size_is_a_clear_error(monkeypatch, text):
+    monkeypatch.setenv(PROGRAM_LIMIT, text)
+    with pytest.raises(SystolicError, match=f"{PROGRAM_LIMIT} must be a size like 500MB"):
+        size_limit(PROGRAM_LIMIT, 7)
 
 
 def test_the_cache_stands_where_the_user_wants_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

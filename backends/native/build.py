@@ -17,6 +17,7 @@ from pathlib import Path
 
 import jaxlib
 
+from ..cache import mark_used
 from ..xla_device import register_kernel
 from . import Kernels
 
@@ -48,6 +49,7 @@ def load_kernels(directory: Path, processor: str) -> Kernels | None:
     library = directory / f"kernels-{kernels.version}.so"
     if not library.exists() and not _build(compiler, library):
         return None
+    mark_used(library)
     try:
         loaded = ctypes.CDLL(str(library))
         for name in NAMES:
