@@ -1,16 +1,17 @@
 """Predicted cycles against the TPU compiler's and SCALE-Sim's: the accuracy table of docs/cost-model.md.
 
-    python benchmarks/cost_accuracy.py [--shared DIR] [--calibrate | --leave-out]
+    python benchmarks/cost_accuracy.py [--shared DIR] [--target T] [--calibrate | --leave-out]
 
 Every third (k, n) shape is for calibration, of all dtypes together; the table is for the other shapes.
 ``--calibrate`` fits the five constants of each generation (needs scipy) and prints them; ``--leave-out`` fits
-them once for each model, on all shapes but that model's, and predicts those.
+them once for each model, on all shapes but that model's, and predicts those (``all``: these together).
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ import numpy as np
 
 from systolic.compiler.cost import matmul
 from systolic.compiler.cost.targets import Target, load_target
+from systolic.compiler.cost.tiling import Tilings
 from systolic.compiler.cost.tpu import estimate, matvec_cycles, searched_tilings
 
 GENERATIONS = {"v4": "tpu-v4", "v5e": "tpu-v5e", "v5p": "tpu-v5p", "v6e": "tpu-v6e", "tpu7x": "tpu-7x"}
@@ -30,6 +32,9 @@ CONSTANTS = (
     "issue_efficiency",
     "vector_elements_per_cycle",
 )
+# v4 has the arrays of v5e, whose issue_efficiency it keeps; the tile that is loaded first takes longer there.
+CONSTANTS_OF_V4 = tuple(name if name != "issue_efficiency" else "fill_cycles" for name in CONSTANTS)
+START = {"launch_cycles": 3500.0, "step_cycles": 2500.0, "issue_efficiency": 0.9, "fill_cycles": 40.0}
 DTYPES = {"bf16": "bf16", "s8": "i8", "f32": "f32"}
 
 
@@ -86,8 +91,21 @@ def predicted_with(row: Row, target: Target) -> float:
     m, k, n = row.shape
     if m == 1 and target.compiler.matvec_on_vector_unit:
         return target.compiler.launch_cycles + sum(matvec_cycles(k, n, row.dtype, target.compiler))
-    tilings = searched_tilings(row.shape, row.dtype, target.compiler)
+    tilings = tilings_of(row.shape, row.dtype, target.name)
     return float(estimate(tilings, row.dtype, target.arrays, target.compiler).cycles.min())
+
+
+@functools.cache
+def tilings_of(shape: tuple[int, int, int], dtype: str, target: str) -> Tilings:
+    """Those that fit, which no constant decides."""
+    compiler = load_target(target).compiler
+    assert compiler is not None
+    return searched_tilings(shape, dtype, compiler)
+
+
+def fitted_constants(target: Target) -> tuple[str, ...]:
+    """The names of the five that are fitted."""
+    return CONSTANTS_OF_V4 if target.name == "tpu-v4" else CONSTANTS
 
 
 def calibrate(rows: Iterable[Row], target: Target) -> Target:
@@ -95,11 +113,11 @@ def calibrate(rows: Iterable[Row], target: Target) -> Target:
     from scipy.optimize import least_squares
 
     assert target.compiler is not None
-    compiler, rows = target.compiler, list(rows)
+    compiler, rows, names = target.compiler, list(rows), fitted_constants(target)
     actual = np.array([row.cycles for row in rows])
 
     def with_constants(logarithms: np.ndarray) -> Target:
-        values = dict(zip(CONSTANTS, np.exp(logarithms).tolist(), strict=True))
+        values = dict(zip(names, np.exp(logarithms).tolist(), strict=True))
         return replace(target, compiler=replace(compiler, **values))
 
     def residuals(logarithms: np.ndarray) -> np.ndarray:
@@ -110,10 +128,19 @@ def calibrate(rows: Iterable[Row], target: Target) -> Target:
     assert target.arrays.clock_hz is not None
     assert target.vector is not None
     nominal = (target.memory.hbm_bytes_per_second or np.inf) / target.arrays.clock_hz
-    start = np.log([3500.0, 2500.0, 0.95 * nominal, 0.9, target.vector.lanes / 5])
-    highest = [1e-9 if name == "issue_efficiency" else np.inf for name in CONSTANTS]
+    start = START | {
+        "bytes_per_cycle": 0.95 * nominal,
+        "vector_elements_per_cycle": target.vector.lanes / 5,
+    }
+    highest = [1e-9 if name == "issue_efficiency" else np.inf for name in names]
     fit = least_squares(
-        residuals, start, bounds=(-np.inf, highest), loss="soft_l1", f_scale=0.05, diff_step=1e-3, max_nfev=25
+        residuals,
+        np.log([start[name] for name in names]),
+        bounds=(-np.inf, highest),
+        loss="soft_l1",
+        f_scale=0.05,
+        diff_step=1e-3,
+        max_nfev=25,
     )
     return with_constants(fit.x)
 
@@ -136,20 +163,30 @@ def print_tpu_table(rows: Sequence[Row]) -> None:
 
 
 def print_left_out_table(rows: Sequence[Row]) -> None:
-    """Per generation, model and dtype: rows of a model whose shapes calibrated nothing."""
+    """Rows of a model whose shapes calibrated nothing: mean error, rank correlation and count, by dtype."""
     models = sorted(set().union(*(row.models for row in rows)))
     print("generation  left out      " + "".join(f"{dtype:>24}" for dtype in DTYPES.values()))
     for generation, name in GENERATIONS.items():
         of_generation = [row for row in rows if row.generation == generation and row.in_hbm]
-        for model in models:
+        together: list[tuple[Row, float]] = []
+        for model in models if of_generation else ():
             fitted = calibrate((row for row in of_generation if model not in row.models), load_target(name))
-            cells = []
-            for dtype in DTYPES.values():
-                left = [row for row in of_generation if model in row.models and row.dtype == dtype]
-                predicted = [predicted_with(row, fitted) for row in left]
-                mean, _, _, rank = summary(predicted, [row.cycles for row in left]) if left else (np.nan,) * 4
-                cells.append(f"{mean:10.1%} {rank:8.4f} {len(left):4}" if left else " " * 24)
-            print(f"{name:11} {model:13} {' '.join(cells)}", flush=True)
+            found = [(row, predicted_with(row, fitted)) for row in of_generation if model in row.models]
+            print(f"{name:11} {model:13} {left_out_cells(found)}", flush=True)
+            together += found
+        if together:
+            print(f"{name:11} {'all':13} {left_out_cells(together)}", flush=True)
+
+
+def left_out_cells(found: Sequence[tuple[Row, float]]) -> str:
+    """Mean error, rank correlation and number of rows, by dtype."""
+    cells = []
+    for dtype in DTYPES.values():
+        predicted = [cycles for row, cycles in found if row.dtype == dtype]
+        actual = [row.cycles for row, _ in found if row.dtype == dtype]
+        mean, _, _, rank = summary(predicted, actual) if actual else (np.nan,) * 4
+        cells.append(f"{mean:10.1%} {rank:8.4f} {len(actual):4}" if actual else " " * 24)
+    return " ".join(cells)
 
 
 def print_matvec_table(rows: Sequence[Row]) -> None:
@@ -157,6 +194,8 @@ def print_matvec_table(rows: Sequence[Row]) -> None:
     print("\none row of lhs (bf16, main op, also where the compiler keeps lhs and result on chip)")
     for generation, name in GENERATIONS.items():
         chosen = [r for r in rows if (r.generation, r.dtype, r.shape[0]) == (generation, "bf16", 1)]
+        if not chosen:
+            continue
         predicted = [matmul(*row.shape, row.dtype, name).cycles for row in chosen]
         mean, median, largest, rank = summary(predicted, [row.cycles for row in chosen])
         print(f"{name:11} {len(chosen):11} {mean:10.1%} {median:8.1%} {largest:8.1%} {rank:12.5f}")
@@ -196,15 +235,21 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=root.parent / "shared")
     parser.add_argument("--calibrate", action="store_true", help="fit the constants and print them")
     parser.add_argument("--leave-out", action="store_true", help="fit without one model, predict that model")
+    parser.add_argument("--target", choices=GENERATIONS.values(), help="only this generation")
     arguments = parser.parse_args()
     if not (arguments.shared / "cost").is_dir():
         sys.exit(f"the reference data at {arguments.shared} is absent (--shared)")
     rows = read_rows(arguments.shared)
+    if arguments.target:
+        rows = [row for row in rows if GENERATIONS[row.generation] == arguments.target]
     if arguments.calibrate:
         for generation, name in GENERATIONS.items():
+            if arguments.target not in (None, name):
+                continue
             chosen = [r for r in rows if r.generation == generation and r.in_hbm and r.calibration]
-            compiler = calibrate(chosen, load_target(name)).compiler
-            print(name, {constant: float(f"{getattr(compiler, constant):.4g}") for constant in CONSTANTS})
+            fitted = calibrate(chosen, load_target(name))
+            names = fitted_constants(fitted)
+            print(name, {each: float(f"{getattr(fitted.compiler, each):.4g}") for each in names})
         return
     if arguments.leave_out:
         print_left_out_table(rows)

@@ -73,9 +73,10 @@ class Interconnect:
 
 @dataclass(frozen=True, slots=True)
 class Compiler:
-    """What a matmul costs in the view of the target's own compiler: five constants, and two capacities.
+    """What a matmul costs in the view of the target's own compiler: five fitted constants, two capacities.
 
-    ``launch_cycles`` once per program; ``step_cycles`` of latency per step of the pipeline;
+    ``launch_cycles`` once per program, and ``fill_cycles`` for each fold of one tile that an array gets;
+    ``step_cycles`` of latency per step of the pipeline;
     ``bytes_per_cycle`` of main memory; ``issue_efficiency`` of the arrays; ``vector_elements_per_cycle``
     at which results are narrowed and stored. ``scoped_bytes`` of on-chip memory are one program's, of
     which the operands' windows get ``window_bytes``. ``accumulating_lanes`` of the vector unit add up the
@@ -90,6 +91,7 @@ class Compiler:
     vector_elements_per_cycle: float
     scoped_bytes: int
     window_bytes: int
+    fill_cycles: float = 0.0
     accumulating_lanes: int = 0
     matvec_on_vector_unit: bool = True
     converted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -4,18 +4,20 @@ The constants are in the target's [compiler] table. The rest is structure, the s
 generation: step by step the tiles of the operands come from main memory while the arrays work on
 those of the step before; results are narrowed and stored by the vector unit.
 
-    cycles = launch + max(memory, arrays) + min(memory, arrays) / steps + results
+    cycles = launch + fill + max(memory, arrays) + min(memory, arrays) / steps + results
+    fill   = folds of one tile · fill_cycles
     memory = bytes / bytes_per_cycle + steps · step_cycles
     arrays = the longer of multiply-adds (in whole folds) / (cells · macs_per_cell · issue_efficiency)
              and partial sums / (PARTIAL_SUMS · lanes), where the vector unit adds them up
     results = m · n · NARROWING[dtype] / vector_elements_per_cycle
 
-The term with ``/ steps`` is what one step leaves uncovered: filling and emptying the pipeline.
+The term with ``/ steps`` is what one step leaves uncovered: filling and emptying the pipeline. On v4 the
+weights of one tile take time besides, for each fold that an array gets; elsewhere ``fill_cycles`` is 0.
 
 Operands that the arrays do not take (int8 on v4 and 7x) are converted in on-chip memory. That hides behind
 the arrays and not behind the copies, which use the same memory:
 
-    cycles = launch + max(copies, arrays) + UNCOVERED · min(copies, arrays) + results
+    cycles = launch + fill + max(copies, arrays) + UNCOVERED · min(copies, arrays) + results
     copies = memory + converted elements · CONVERSION / vector_elements_per_cycle
 """
 
@@ -77,14 +79,15 @@ def estimate(
     multiplied = _multiplying(tilings, dtype, arrays, compiler)
     prepared = steps * _prepared_elements(tilings, dtype, compiler) / compiler.vector_elements_per_cycle
     results = m * n * _narrowing(dtype, compiler) / compiler.vector_elements_per_cycle
+    started = compiler.launch_cycles + _folds(tilings, arrays) * compiler.fill_cycles
     if dtype in compiler.converted:
         copies = memory + np.where(steps == 1, SINGLE_STEP, 1.0) * prepared
         uncovered = UNCOVERED * np.minimum(copies, multiplied)
-        cycles = compiler.launch_cycles + np.maximum(copies, multiplied) + uncovered + results
+        cycles = started + np.maximum(copies, multiplied) + uncovered + results
         return Estimate(cycles, memory, np.maximum(multiplied, prepared), results)
     busy = np.maximum(multiplied, prepared)
     uncovered = np.minimum(memory, busy) / steps
-    cycles = compiler.launch_cycles + np.maximum(memory, busy) + uncovered + results
+    cycles = started + np.maximum(memory, busy) + uncovered + results
     return Estimate(cycles, memory, busy, results)
 
 
@@ -97,9 +100,13 @@ def _multiplying(tilings: Tilings, dtype: str, arrays: Arrays, compiler: Compile
     return np.maximum(macs, sums / (PARTIAL_SUMS * compiler.accumulating_lanes))
 
 
+def _folds(tilings: Tilings, arrays: Arrays) -> Array:
+    """Folds of one tile of rhs for each array."""
+    return ceil_div(tilings.k, arrays.rows) * ceil_div(tilings.n, arrays.columns) / arrays.count
+
+
 def _step_macs_cycles(tilings: Tilings, dtype: str, arrays: Arrays) -> Array:
-    folds = ceil_div(tilings.k, arrays.rows) * ceil_div(tilings.n, arrays.columns)
-    return folds * tilings.m / (arrays.count * arrays.macs_per_cell.get(dtype, 1.0))
+    return _folds(tilings, arrays) * tilings.m / arrays.macs_per_cell.get(dtype, 1.0)
 
 
 def _prepared_elements(tilings: Tilings, dtype: str, compiler: Compiler) -> Array:
