@@ -29,7 +29,7 @@ import numpy as np
 from ...ir.errors import SystolicError
 from .analytic import ceil_div
 from .targets import DTYPE_BYTES, Arrays, Compiler, Kernel, Target
-from .tiling import ORDERS, Tilings
+from .tiling import FINISHING, ORDERS, Tilings
 
 Array = np.ndarray
 LANES = 128
@@ -116,7 +116,7 @@ def kernel_tilings(product: Product, compiler: Compiler) -> Tilings:
     for depths in (_even_cuts(product.k), _cuts(product.k, LANES)):
         grid = [
             (m, k, n, order)
-            for m, k, n, order in combinations(rows, depths, columns, range(len(ORDERS)))
+            for m, k, n, order in combinations(rows, depths, columns, range(FINISHING))
             if order == 0 or (k >= product.k and m < product.m and n < product.n)
         ]
         found = Tilings((product.m, product.k, product.n), *np.array(grid, np.int64).T)
