@@ -36,6 +36,10 @@ _LOCK_PAUSE = 3.0
 _LOCK_ERROR = "libtpu multi-process lockfile"
 
 
+class RefusedError(SystolicError):
+    """The compiler says no to a program, or ends while it compiles it."""
+
+
 @dataclass(frozen=True, slots=True)
 class TpuTarget:
     """A generation by our name (``tpu-v5e``) and a topology as libtpu calls it (``v5e:2x2``).
@@ -97,7 +101,7 @@ def compile_for_tpu(
 
     ``scheduled``: operations also have the cycles of their scheduled instructions, which takes the compiler
     about four times as long. Without ``prefetched`` no program's arguments are on chip before it begins.
-    Raises ``SystolicError`` if libtpu is absent, busy for ten minutes, or refuses a program.
+    Raises ``SystolicError`` if libtpu is absent or busy for ten minutes, ``RefusedError`` if it refuses one.
     """
     libtpu_version()
     with tempfile.TemporaryDirectory(prefix="systolic-tpu-") as place:
@@ -125,17 +129,19 @@ def _run(folder: Path, target: TpuTarget, settings: str) -> None:
         if done.returncode == 0:
             return
         if _LOCK_ERROR not in done.stderr:
-            raise SystolicError(f"libtpu cannot compile for {target.topology}: {_reason(done.stderr)}")
+            raise RefusedError(f"libtpu cannot compile for {target.topology}: {_reason(done.stderr)}")
         if time.monotonic() > until:
             raise SystolicError("another process has held libtpu for ten minutes; only one can at a time")
         time.sleep(_LOCK_PAUSE)
 
 
 def _reason(text: str) -> str:
-    """The sentence in what a failed compiler wrote: the exception's message, without its traceback."""
+    """The sentence in what a failed compiler wrote: the exception's message, without its traceback, or that
+    of the check which ended it."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     raised = [line.partition("Error: ")[2] for line in lines if re.match(r"\S*Error: ", line)]
-    return (raised or lines or ["it ended without a word"])[-1]
+    fatal = [line.partition("] ")[2] for line in lines if re.match(r"F\d{4} \d\d:\d\d:", line)]
+    return (raised or fatal or lines or ["it ended without a word"])[-1]
 
 
 def _environment(target: TpuTarget, settings: str) -> dict[str, str]:

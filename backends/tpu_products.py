@@ -29,7 +29,7 @@ from ..compiler.cost.kernels import (
 from ..compiler.cost.targets import DTYPE_BYTES, Compiler, load_target
 from ..compiler.cost.tiling import Tilings
 from .stablehlo_text import ELEMENT_TYPES
-from .tpu import TpuTarget, compile_for_tpu
+from .tpu import RefusedError, TpuTarget, compile_for_tpu
 from .tpu_hlo import Module, Operation, parse_module
 from .tpu_kernels import kernel_operation
 
@@ -55,56 +55,68 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """A kernel of ours that the compiler does not take, and its ``reason``."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ComparedProduct:
     """One product: the tiling that the search takes with its prediction, that kernel and the compiler's own
     emitter as measured, and the bound."""
 
     product: Product
     choice: Choice
-    kernel: Measured
+    kernel: Measured | Refusal
     emitter: Measured
     bound: Bound
 
 
 def compare_products(products: Sequence[Product], machine: TpuTarget) -> list[ComparedProduct]:
-    """Compiles both kernels of each product. Raises ``SystolicError`` as ``measure`` does, and for targets
-    that have no figures of kernels."""
+    """Compiles both kernels of each product. Raises ``SystolicError`` where the compiler is absent or refuses
+    the product itself, and for targets that have no figures of kernels."""
     target = load_target(machine.name)
     choices = [rank_tilings(product, target)[0] for product in products]
     assert target.compiler is not None, "rank_tilings raises without"
     kernels = [(product, choice.tiling) for product, choice in zip(products, choices, strict=True)]
-    found = measure(kernels, products, machine, target.compiler)
+    measured = measure_kernels(kernels, machine, target.compiler)
+    emitted = measure_emitters(products, machine, target.compiler)
     return [
         ComparedProduct(product, choice, kernel, emitter, bound(product, target))
-        for product, choice, kernel, emitter in zip(products, choices, *found, strict=True)
+        for product, choice, kernel, emitter in zip(products, choices, measured, emitted, strict=True)
     ]
 
 
-def measure(
-    kernels: Sequence[tuple[Product, KernelTiling]],
-    products: Sequence[Product],
-    target: TpuTarget,
-    compiler: Compiler,
-) -> tuple[list[Measured], list[Measured]]:
-    """Kernels of our own, compiled in one program, and products that are left to the compiler, one program
-    each (its other operations, copies, are included); in their order.
+def measure_kernels(
+    kernels: Sequence[tuple[Product, KernelTiling]], target: TpuTarget, compiler: Compiler
+) -> list[Measured | Refusal]:
+    """Kernels of our own in their order, compiled in one program; of one that is refused, both halves."""
+    if not kernels:
+        return []
+    try:
+        compiled = compile_for_tpu(
+            {"kernels": kernels_text(kernels)}, target, scheduled=True, prefetched=False
+        )
+    except RefusedError as error:
+        if len(kernels) == 1:
+            return [Refusal(str(error))]
+        parts = (kernels[: len(kernels) // 2], kernels[len(kernels) // 2 :])
+        return [each for part in parts for each in measure_kernels(part, target, compiler)]
+    calls = [op for op, _ in parse_module(compiled["kernels"].text).scheduled if op.opcode == "custom-call"]
+    cycles = {call.node: call.scheduled_cycles for call in calls}
+    return [
+        _of_kernel(product, tiling, cycles[f"kernel.{i}"] or 0, compiler)
+        for i, (product, tiling) in enumerate(kernels)
+    ]
 
-    Raises ``SystolicError`` if the compiler refuses a kernel, or is absent.
-    """
+
+def measure_emitters(products: Sequence[Product], target: TpuTarget, compiler: Compiler) -> list[Measured]:
+    """Products that are left to the compiler, one program each; its copies on the way are included."""
     texts = {f"product{i}": product_text(product) for i, product in enumerate(products)}
-    if kernels:
-        texts["kernels"] = kernels_text(kernels)
     compiled = compile_for_tpu(texts, target, scheduled=True, prefetched=False)
-    modules = {name: parse_module(program.text) for name, program in compiled.items()}
-    own = modules["kernels"].scheduled if kernels else ()
-    cycles = {op.node: op.scheduled_cycles for op, _ in own if op.opcode == "custom-call"}
-    return (
-        [
-            _of_kernel(product, tiling, cycles[f"kernel.{i}"] or 0, compiler)
-            for i, (product, tiling) in enumerate(kernels)
-        ],
-        [_of_emitter(product, modules[f"product{i}"], compiler) for i, product in enumerate(products)],
-    )
+    modules = [parse_module(compiled[name].text) for name in texts]
+    return [_of_emitter(*each, compiler) for each in zip(products, modules, strict=True)]
 
 
 def _of_kernel(product: Product, tiling: KernelTiling, scheduled: int, compiler: Compiler) -> Measured:

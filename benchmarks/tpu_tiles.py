@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from systolic.backends.tpu import TpuTarget, libtpu_version, parse_target
-from systolic.backends.tpu_products import Measured, measure
+from systolic.backends.tpu_products import Measured, measure_emitters, measure_kernels
 from systolic.compiler.cost.kernels import (
     KernelTiling,
     Product,
@@ -33,7 +33,6 @@ from systolic.compiler.cost.kernels import (
     tiling_at,
 )
 from systolic.compiler.cost.targets import Kernel, Target, load_target
-from systolic.ir.errors import SystolicError
 
 ROWS = (1, 128, 512, 2048)
 WEIGHTS = ((768, 2304), (3072, 768), (2048, 8192), (4096, 6144), (4096, 14336), (14336, 4096))  # k, n
@@ -107,20 +106,16 @@ class Record:
 def compile_missing(
     record: Record, wanted: Iterable[tuple[Product, KernelTiling]], machine: TpuTarget, target: Target
 ) -> None:
-    """Compiles what the record lacks; of a program that is refused, both halves."""
+    """Compiles what the record lacks, and keeps it after every program."""
     missing = [kernel for kernel in wanted if kernel not in record.kernels]
-    pending = [missing[i : i + KERNELS_PER_PROGRAM] for i in range(0, len(missing), KERNELS_PER_PROGRAM)]
     assert target.compiler is not None
-    while pending:
-        part = pending.pop()
-        try:
-            found = [m.scheduled_cycles for m in measure(part, (), machine, target.compiler)[0]]
-            record.kernels |= dict(zip(part, found, strict=True))
-        except SystolicError:
-            if len(part) > 1:
-                pending += [part[: len(part) // 2], part[len(part) // 2 :]]
-                continue
-            record.kernels[part[0]] = None
+    for i in range(0, len(missing), KERNELS_PER_PROGRAM):
+        part = missing[i : i + KERNELS_PER_PROGRAM]
+        found = measure_kernels(part, machine, target.compiler)
+        record.kernels |= {
+            kernel: each.scheduled_cycles if isinstance(each, Measured) else None
+            for kernel, each in zip(part, found, strict=True)
+        }
         record.save()
 
 
@@ -178,7 +173,7 @@ def run_sweep(products: Sequence[Product], machine: TpuTarget, target: Target, r
     compile_missing(record, [(sweep.product, sweep.chosen) for sweep in sweeps], machine, target)
     assert target.compiler is not None
     left = [product for product in products if product not in record.emitters]
-    record.emitters |= dict(zip(left, measure((), left, machine, target.compiler)[1], strict=True))
+    record.emitters |= dict(zip(left, measure_emitters(left, machine, target.compiler), strict=True))
     record.save()
     while left := [kernel for sweep in sweeps for kernel in could_be_faster(sweep, record, target)]:
         compile_missing(record, left[:KERNELS_PER_PROGRAM], machine, target)

@@ -2,17 +2,18 @@
 
 A kernel takes its operands from main memory and leaves its result there, where the compiler may have computed
 more in one go: the vectors before, the activation after. What that costs is added to the kernel's side: the
-bytes, and two operations more.
+bytes, and two operations more. A kernel that the compiler refuses is not taken.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..backends.tpu import TpuTarget
-from ..backends.tpu_products import ComparedProduct, compare_products
+from ..backends.tpu_products import ComparedProduct, Refusal, compare_products
 from ..backends.tpu_selection import TpuKernels, products_of
 from ..compiler.cost import load_target
 from ..compiler.cost.kernels import RESULT_BYTES, Product
@@ -31,23 +32,35 @@ class ProductKernel:
 
     @property
     def cycles(self) -> float:
-        """Those of our kernel, all in."""
-        return self.compared.kernel.cycles + self.handover_cycles
+        """Those of our kernel, all in; infinite where it is refused."""
+        kernel = self.compared.kernel
+        return math.inf if isinstance(kernel, Refusal) else kernel.cycles + self.handover_cycles
 
     @property
     def is_ours(self) -> bool:
         return self.cycles < self.compared.emitter.cycles
 
+    @property
+    def refusal(self) -> str | None:
+        """Why the compiler does not take our kernel; None where it does."""
+        kernel = self.compared.kernel
+        return kernel.reason if isinstance(kernel, Refusal) else None
+
+    def refused(self, reason: str) -> ProductKernel:
+        """The same left to the compiler, which refused the kernel in its program."""
+        return replace(self, compared=replace(self.compared, kernel=Refusal(reason)))
+
     def to_json(self) -> dict[str, Any]:
-        compared = self.compared
+        compared, kernel = self.compared, self.compared.kernel
         return {
             "product": compared.product.name,
             "nodes": list(self.nodes),
             "kernel": "ours" if self.is_ours else "compiler",
             "tiling": asdict(compared.choice.tiling),
-            "cycles": round(self.cycles),
+            "cycles": None if isinstance(kernel, Refusal) else round(self.cycles),
             "handover_cycles": round(self.handover_cycles),
-            "ours": compared.kernel.to_json(),
+            "refusal": self.refusal,
+            "ours": None if isinstance(kernel, Refusal) else kernel.to_json(),
             "compiler": compared.emitter.to_json(),
         }
 

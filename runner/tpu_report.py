@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..backends.stablehlo import emit_stablehlo
-from ..backends.tpu import TpuProgram, TpuTarget, compile_for_tpu, libtpu_version
+from ..backends.tpu import RefusedError, TpuProgram, TpuTarget, compile_for_tpu, libtpu_version
 from ..backends.tpu_hlo import Module, Operation, parse_module
 from ..compiler.cost.comparison import Estimate
 from ..compiler.passes.gather_kept import gather_kept
@@ -143,20 +143,44 @@ def compile_reports(
 ) -> tuple[dict[str, str], list[TpuReport]]:
     """The StableHLO of each program as it was compiled for the target, by name, and the reports.
 
-    With ``own_kernels``, products are computed by kernels of our own where those are faster.
+    With ``own_kernels``, products are computed by kernels of our own where those are faster; a program that
+    the compiler refuses with them is compiled without.
     """
     listed = [replace(program, graph=gather_kept(program.graph)) for program in programs]
     kernels = compare_kernels(listed, target) if own_kernels else {}
-    texts = {
-        program.name: emit_stablehlo(
-            program, chosen_kernels(kernels.get(program.name, ())), states_row_major=True
-        )
-        for program in listed
-    }
-    compiled = compile_for_tpu(texts, target)
+    texts = {program.name: _text(program, kernels.get(program.name, ())) for program in listed}
+    try:
+        compiled = compile_for_tpu(texts, target)
+    except RefusedError:
+        if not any(each.is_ours for products in kernels.values() for each in products):
+            raise
+        compiled = {}
+        for program in listed:
+            products = kernels[program.name]
+            compiled[program.name], kernels[program.name] = _compile_or_leave(program, products, target)
+            texts[program.name] = _text(program, kernels[program.name])
     return texts, [
         report_on(program, compiled[program.name], kernels.get(program.name, ())) for program in listed
     ]
+
+
+def _text(program: Program, products: Sequence[ProductKernel]) -> str:
+    return emit_stablehlo(program, chosen_kernels(products), states_row_major=True)
+
+
+def _compile_or_leave(
+    program: Program, products: Sequence[ProductKernel], target: TpuTarget
+) -> tuple[TpuProgram, tuple[ProductKernel, ...]]:
+    """The program with the kernels of ours that were chosen, or without them if the compiler refuses that."""
+    try:
+        return compile_for_tpu({program.name: _text(program, products)}, target)[program.name], tuple(
+            products
+        )
+    except RefusedError as error:
+        left = tuple(each.refused(str(error)) if each.is_ours else each for each in products)
+        if left == tuple(products):
+            raise
+        return compile_for_tpu({program.name: _text(program, left)}, target)[program.name], left
 
 
 def report_on(program: Program, compiled: TpuProgram, products: Sequence[ProductKernel] = ()) -> TpuReport:

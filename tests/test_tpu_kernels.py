@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from systolic.backends import tpu_products
 from systolic.backends.stablehlo import emit_stablehlo
 from systolic.backends.stablehlo_text import location_text
-from systolic.backends.tpu import compile_for_tpu, parse_target
+from systolic.backends.tpu import RefusedError, TpuProgram, _reason, compile_for_tpu, parse_target
 from systolic.backends.tpu_hlo import Operation
 from systolic.backends.tpu_kernels import kernel_config, multiply
-from systolic.backends.tpu_products import ComparedProduct, Measured, kernels_text, product_text
+from systolic.backends.tpu_products import (
+    ComparedProduct,
+    Measured,
+    Refusal,
+    kernels_text,
+    measure_kernels,
+    product_text,
+)
 from systolic.backends.tpu_selection import TpuKernels, products_of
 from systolic.compiler.cost.kernels import (
     KernelTiling,
@@ -39,10 +48,12 @@ from systolic.compiler.cost.targets import load_target
 from systolic.compiler.pipeline import run_passes
 from systolic.ir.errors import SystolicError
 from systolic.models.load import load
+from systolic.runner import tpu_report
+from systolic.runner.commands.tpu_files import tpu_table
 from systolic.runner.options import Options
 from systolic.runner.product_kernels import ProductKernel, chosen_kernels
 from systolic.runner.program_source import DerivedPrograms
-from systolic.runner.tpu_report import report_on
+from systolic.runner.tpu_report import compile_reports, report_on
 
 V5E = load_target("tpu-v5e")
 RECORDED = json.loads((Path(__file__).parent / "recorded_tiles.json").read_text(encoding="utf-8"))
@@ -273,6 +284,77 @@ def test_a_kernel_is_taken_where_it_wins_with_what_it_hands_over():
     product = compared(900, 1000).compared.product
     assert list(chosen_kernels([compared(900, 1000)]).tilings) == [product]
     assert not chosen_kernels([compared(1000, 1000)]).tilings
+
+
+# ---- what the compiler refuses ----
+
+
+def scheduled_hlo(text: str) -> str:
+    """As the compiler would write it: a call for each kernel of a program, 3,082 cycles each."""
+    calls = [
+        f'  %call.{i} = f32[8]{{0}} custom-call(%x), custom_call_target="tpu_custom_call", '
+        f'metadata={{op_name="{name}"}}, '
+        'backend_config={"bundle_analysis_data":{"estimated_cycles":"3082"}}'
+        for i, name in enumerate(re.findall('kernel_name = "(.*?)"', text))
+    ]
+    entry = "\n".join(["  %x = f32[8]{0} parameter(0)", *calls])
+    return f"HloModule kernels, is_scheduled=true\n\nENTRY %main.1 (x: f32[8]) -> f32[8] {{\n{entry}\n}}\n"
+
+
+def compiler_without(refused: str):
+    """A compiler that refuses programs with a certain text."""
+
+    def compile_(texts, target, **settings):
+        if any(refused in text for text in texts.values()):
+            raise RefusedError("libtpu cannot compile: CompileTimeScopedVmemOom")
+        return {
+            name: TpuProgram(scheduled_hlo(text), {"temp_bytes": 0}, None, None, None, 0.0)
+            for name, text in texts.items()
+        }
+
+    return compile_
+
+
+def test_a_refused_kernel_is_told_apart_from_the_others(monkeypatch):
+    small, large = product_of(256, 256, 256, "bf16"), product_of(512, 512, 512, "bf16")
+    kernels = [(product, KernelTiling(256, 256, 256)) for product in (small, large, small)]
+    monkeypatch.setattr(tpu_products, "compile_for_tpu", compiler_without("512x512"))
+    first, second, third = measure_kernels(kernels, parse_target("tpu-v5e"), V5E.compiler)
+    assert first.scheduled_cycles == third.scheduled_cycles == 3082
+    assert second == Refusal("libtpu cannot compile: CompileTimeScopedVmemOom")
+
+
+def test_a_program_that_is_refused_with_our_kernels_is_compiled_without(decode, monkeypatch):
+    product = next(product for product in products_of(decode.graph).values() if product.n == 512)
+    choice = rank_tilings(product, V5E)[0]
+    sides = Measured(100, 100, 1000), Measured(10_000, 100, 1000)
+    ours = ProductKernel(("a",), ComparedProduct(product, choice, *sides, bound(product, V5E)), 50.0)
+    assert ours.is_ours
+    monkeypatch.setattr(tpu_report, "compare_kernels", lambda *_: {decode.name: (ours,)})
+    monkeypatch.setattr(tpu_report, "compile_for_tpu", compiler_without("@tpu_custom_call"))
+    texts, (report,) = compile_reports([decode], parse_target("tpu-v5e"), own_kernels=True)
+    assert "@tpu_custom_call" not in texts[decode.name]
+    assert [(each.is_ours, each.refusal) for each in report.products] == [
+        (False, "libtpu cannot compile: CompileTimeScopedVmemOom")
+    ]
+    assert report.products[0].to_json()["ours"] is None
+    shown = tpu_table([report], parse_target("tpu-v5e"))
+    assert f"{product.name} is left to the compiler, which refuses {choice.tiling}: libtpu cannot" in shown
+
+
+def test_a_program_that_is_refused_without_our_kernels_is_an_error(decode, monkeypatch):
+    monkeypatch.setattr(tpu_report, "compile_for_tpu", compiler_without("stablehlo"))
+    with pytest.raises(RefusedError, match="VmemOom"):
+        compile_reports([decode], parse_target("tpu-v5e"))
+
+
+def test_the_reason_of_a_refusal_is_one_sentence():
+    crashed = (
+        "F1128 15:27:32.9 13744 llo_dumper.cc:1585] Static LLO profiling failed: INVALID\nPC: @ 0x7f main"
+    )
+    assert _reason(crashed) == "Static LLO profiling failed: INVALID"
+    raised = "Traceback\njaxlib._jax.XlaRuntimeError: RESOURCE_EXHAUSTED: E1001: too much\n"
+    assert _reason(raised) == "RESOURCE_EXHAUSTED: E1001: too much"
 
 
 def test_cycles_of_the_schedule_are_read_from_the_configuration():

@@ -91,13 +91,20 @@ def _products(report: TpuReport) -> list[str]:
             each.compared.product.name,
             f"{len(each.nodes):,}",
             "ours" if each.is_ours else "compiler's",
-            f"{each.cycles:,.0f}",
+            "refused" if each.refusal else f"{each.cycles:,.0f}",
             f"{each.compared.emitter.cycles:,.0f}",
             str(each.compared.choice.tiling),
         )
         for each in report.products
     ]
-    return [aligned([header, *lines], right=(1, 3, 4))] if lines else []
+    refusals = [
+        f"{each.compared.product.name} is left to the compiler, which refuses {each.compared.choice.tiling}: "
+        f"{each.refusal}"
+        for each in report.products
+        if each.refusal
+    ]
+    tables = [aligned([header, *lines], right=(1, 3, 4))] if lines else []
+    return [*tables, *(["\n".join(refusals)] if refusals else [])]
 
 
 def _scopes(report: TpuReport) -> str:
@@ -211,7 +218,9 @@ def _ratio(predicted: float, estimated: float) -> str:
 
 def product_json(found: Matmul, compared: ComparedProduct) -> dict[str, Any]:
     """The prediction of one matmul, and beside it our kernel and the compiler's emitter."""
-    choice = compared.choice
+    from ...backends.tpu_products import Refusal
+
+    choice, kernel = compared.choice, compared.kernel
     return found.to_json() | {
         "compare_xla": {
             "product": compared.product.name,
@@ -219,7 +228,7 @@ def product_json(found: Matmul, compared: ComparedProduct) -> dict[str, Any]:
                 "tiling": asdict(choice.tiling),
                 "predicted_cycles": round(choice.cycles),
                 "predicted_scheduled_cycles": round(choice.scheduled_cycles),
-                **compared.kernel.to_json(),
+                **({"refusal": kernel.reason} if isinstance(kernel, Refusal) else kernel.to_json()),
             },
             "emitter": compared.emitter.to_json(),
             "bound": {
@@ -233,6 +242,8 @@ def product_json(found: Matmul, compared: ComparedProduct) -> dict[str, Any]:
 
 def product_table(found: Matmul, compared: ComparedProduct) -> str:
     """The same as a table: cycles with main memory, and of the instructions alone."""
+    from ...backends.tpu_products import Refusal
+
     choice, kernel, emitter, bound = compared.choice, compared.kernel, compared.emitter, compared.bound
     estimated = "" if emitter.estimated_cycles is None else f"{emitter.estimated_cycles:,}"
     tiles = "×".join(map(str, emitter.tiles)) if emitter.tiles else "-"
@@ -242,10 +253,14 @@ def product_table(found: Matmul, compared: ComparedProduct) -> str:
         return name, f"{cycles:,.0f}", f"{scheduled:,.0f}", size, what
 
     tiling = str(choice.tiling)
+    if isinstance(kernel, Refusal):
+        ours: tuple[str, ...] = ("our kernel, compiled", "-", "-", "-", f"refused: {kernel.reason}")
+    else:
+        ours = line("our kernel, compiled", kernel.cycles, kernel.scheduled_cycles, kernel.hbm_bytes, tiling)
     rows = [
         (compared.product.name, "cycles", "scheduled", "HBM bytes", "tiles m×k×n"),
         line("our kernel, predicted", choice.cycles, choice.scheduled_cycles, choice.hbm_bytes, tiling),
-        line("our kernel, compiled", kernel.cycles, kernel.scheduled_cycles, kernel.hbm_bytes, tiling),
+        ours,
         line(
             "the compiler's own",
             emitter.cycles,
