@@ -7,13 +7,14 @@ memory. There is one lowering for each op: ``LOWERINGS``, keyed by op name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ..compiler.collection import paused_collection
 from ..compiler.program import Program
 from ..ir.graph import Graph, Node
 from ..ir.types import TensorType
 from .native import Kernels
+from .native.layers import choose_loop, lower_loop
 from .native.selection import Selected, needed_nodes, select
 from .stablehlo_control import COUNTER, dynamic_slice, dynamic_update, repeat_while
 from .stablehlo_elementwise import ELEMENTWISE
@@ -36,11 +37,17 @@ from .tpu_selection import TpuKernels, select_products
 
 @paused_collection()
 def emit_stablehlo(
-    program: Program, kernels: Kernels | TpuKernels | None = None, *, states_row_major: bool = False
+    program: Program,
+    kernels: Kernels | TpuKernels | None = None,
+    *,
+    states_row_major: bool = False,
+    roll: str = "never",
 ) -> str:
     """The program as an MLIR module in text form; the same program always gives the same text.
 
-    With ``kernels`` it calls them where they are faster, and runs only where they are registered.
+    With ``kernels`` it calls them where they are faster, and runs only where they are registered. ``roll``
+    says whether layers that repeat become a loop where kernels compute them: ``always``, ``never``, or
+    ``auto``, where that is measured to pay.
     ``states_row_major`` fixes the layout of the states that are updated, so that a compiler that chooses
     layouts (XLA for TPU) cannot choose one in which every update is a copy.
     """
@@ -49,7 +56,7 @@ def emit_stablehlo(
         node.name: Value(names.unique(identifier(node.name)), node.tensor)
         for node in (*graph.parameters, *graph.inputs)
     }
-    block = Block("    ", arguments, names, kernels)
+    block = Block("    ", arguments, names, kernels, roll)
     values = lower_nodes(block, graph)
     block.leave("return", [values[node] for node in graph.outputs.values()])  # type: ignore[misc]
     module = identifier(program.name).replace("%", "@")
@@ -85,25 +92,46 @@ def _row_major(type_: TensorType) -> str:
 
 def lower_nodes(block: Block, graph: Graph) -> dict[Node, Results]:
     """Writes the nodes of a graph into the block; the values of all that its outputs need."""
+    outputs = tuple(graph.outputs.values())
+    loop = choose_loop(graph, block.kernels, block.roll)
     values: dict[Node, Results] = {}
-    outputs, nodes = list(graph.outputs.values()), list(graph.nodes)
-    chosen = _chosen(nodes, outputs, block.kernels)
-    for node in needed_nodes(nodes, outputs, chosen) if chosen else nodes:
+    if isinstance(loop, str):
+        _lower(block, graph.nodes, outputs, values)
+        return values
+    found = loop.repetition
+    around = {source for node in (*found.before, *found.after) for source in node.sources}
+    around |= {*outputs, *found.carried.values()}
+    sources = (node for node in graph.nodes if node.op.kind == "source")
+    first = [node for node in sources if node.op.name in ("input", "parameter") or node in around]
+    read = (source for unit in found.units for node in unit for source in node.sources)
+    _lower(block, [*first, *found.before], [*around, *read], values)
+    values |= lower_loop(block, loop, values, _lower_plainly)
+    _lower(block, found.after, outputs, values)
+    return values
+
+
+def _lower(block: Block, nodes: Sequence[Node], ends: Collection[Node], values: dict[Node, Results]) -> None:
+    """Writes the nodes that ``ends`` need, and adds their values to ``values``."""
+    chosen = _chosen(nodes, ends, block.kernels)
+    for node in needed_nodes(nodes, ends, chosen) if chosen else nodes:
         if node in values:  # computed beside another
             continue
         block.begin(node)
-        selected = chosen.get(node, Selected(node.sources, LOWERINGS[node.op.name]))
+        selected = chosen.get(node, Selected(node.sources, _lower_plainly))
         operands = [values[source] for source in selected.operands]
         results = block.finish(selected.lower(block, node, *operands))
         if isinstance(results, tuple) and selected.members:
             values |= zip(selected.members, results, strict=True)
         else:
             values[node] = results
-    return values
+
+
+def _lower_plainly(block: Block, node: Node, *operands: Value) -> Results:
+    return LOWERINGS[node.op.name](block, node, *operands)
 
 
 def _chosen(
-    nodes: Sequence[Node], outputs: Sequence[Node], kernels: Kernels | TpuKernels | None
+    nodes: Sequence[Node], outputs: Collection[Node], kernels: Kernels | TpuKernels | None
 ) -> dict[Node, Selected]:
     if isinstance(kernels, TpuKernels):
         return select_products(nodes, kernels)

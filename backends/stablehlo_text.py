@@ -43,6 +43,21 @@ class Value:
         return self.name
 
 
+@dataclass(frozen=True, slots=True)
+class PerLayer(Value):
+    """What each layer has its own of, inside a loop over layers: of ``members``, number ``index`` is meant.
+
+    Only kernels can read it; its name is that of no value.
+    """
+
+    index: Value
+    members: tuple[Value, ...]
+
+    @staticmethod
+    def of(index: Value, members: Sequence[Value]) -> PerLayer:
+        return PerLayer("%of_each_layer", members[0].type, index, tuple(members))
+
+
 Results = Value | tuple[Value, ...]
 Lowering = Callable[..., Results]  # (block, node, *operand values)
 
@@ -141,6 +156,7 @@ class Block:
     arguments: Mapping[str, Value]
     names: Names
     kernels: Kernels | TpuKernels | None = None  # compute some nodes, where there are any
+    roll: str = "never"  # whether layers that repeat become a loop
     lines: list[str] = field(default_factory=list)
     _pending: list[tuple[str, str]] = field(default_factory=list)  # names and operations of this node
     _base: str = "%v"
@@ -167,7 +183,7 @@ class Block:
 
     def nested(self) -> Block:
         """An empty region inside this one."""
-        return Block(self.indent + "    ", {}, self.names, self.kernels)
+        return Block(self.indent + "    ", {}, self.names, self.kernels, self.roll)
 
     def leave(self, operation: str, values: Sequence[Value]) -> None:
         """The last line: what the region or function yields."""
@@ -231,6 +247,8 @@ class Block:
     def reshape(self, x: Value, shape: Sequence[int]) -> Value:
         if tuple(shape) == x.type.shape:
             return x
+        if isinstance(x, PerLayer):
+            return PerLayer.of(x.index, [self.reshape(member, shape) for member in x.members])
         return self.call(f"stablehlo.reshape {x}", (x,), x.type.with_shape(tuple(shape)))
 
     def transpose(self, x: Value, permutation: Sequence[int]) -> Value:

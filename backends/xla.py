@@ -102,6 +102,7 @@ class XlaBackend:
     """XLA on one device: the first of ``platform`` (``cpu``, ``gpu``, ``tpu``), or of jax's default.
 
     On a CPU, ``native`` kernels compute what they are faster at, where a C++ compiler can build them.
+    ``roll`` says whether layers that repeat become a loop: auto, always or never; see ``native.layers``.
     Compiled programs are kept in ``cache_directory`` (None is the user's cache directory) and are found
     again by their text, the release of jaxlib and the kind of machine.
     """
@@ -110,10 +111,16 @@ class XlaBackend:
     alignment = 64
 
     def __init__(
-        self, platform: str | None = None, cache_directory: Path | None = None, *, native: bool = True
+        self,
+        platform: str | None = None,
+        cache_directory: Path | None = None,
+        *,
+        native: bool = True,
+        roll: str = "auto",
     ) -> None:
         self.device = XlaDevice(platform)
         self.cache_directory = default_cache_directory() if cache_directory is None else cache_directory
+        self.roll = roll
         is_native = native and self.device.platform == "cpu"
         # One place for all, whatever the directory of programs: a process can register a kernel only once.
         self.kernels = load_kernels(default_cache_directory(), processor()) if is_native else None
@@ -121,11 +128,11 @@ class XlaBackend:
     @property
     def lowering(self) -> str:
         """What the text of a program depends on, beside the program."""
-        return f"xla {self.kernels.version if self.kernels else ''}"
+        return f"xla {self.kernels.version if self.kernels else ''} {self.roll}"
 
     def lower(self, program: Program) -> Lowered:
         """The program as StableHLO."""
-        return Lowered(program, emit_stablehlo(program, self.kernels))
+        return Lowered(program, emit_stablehlo(program, self.kernels, roll=self.roll))
 
     def load(self, lowered: Lowered) -> XlaProgram:
         """Compiles the text, or loads what an earlier process compiled. Threads may do so side by side."""

@@ -1,150 +1,157 @@
-"""What one loop body for all layers would gain and cost, on this machine.
+"""What one loop body for all layers gains and costs: programs of ours rolled and unrolled, on this machine.
 
-    python -m benchmarks.rolling [--depths 8 16 32 80] [--layers 16] [--positions 1 16 128 512]
+    python -m benchmarks.rolling [--models llama] [--hidden 768] [--depths 8 18 32 80] [--positions 1 128]
+                                 [--run-depths 8 18] [--rounds 40] [--dtype f32] [--json] [--out FILE]
 
-The same Llama layers in JAX, unrolled and as a scan over stacked weights and states, which are donated. For
-each number of positions: seconds that XLA compiles at each depth, then how long a run of ``--layers`` layers
-takes, both forms in turn.
+For each depth and number of positions: seconds of processor time that XLA compiles both forms, then, for
+``--run-depths``, how long a call of the rolled program takes as a multiple of the unrolled one before it, by
+turns on the same random weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-CAPACITY = 1024
-HEAD = 64
-Shapes = Mapping[str, tuple[int, ...]]
+import systolic as sy
+from systolic.backends.stablehlo import emit_stablehlo
+from systolic.backends.xla import Compiled, XlaBackend
+from systolic.compiler.pipeline import run_passes
+from systolic.compiler.program import STATE_PREFIX, Program
+from systolic.ir.graph import Graph
+from systolic.models.quantised import quantise
+from systolic.runner.options import options_for
+from systolic.runner.program_source import DerivedPrograms
+
+from .subjects import llama_config, mamba_config, random_weights
+
+FORMS = ("never", "always")  # rolled
+WINDOW = {"model_type": "mistral", "sliding_window": 512}
+CONFIGS = {
+    "llama": lambda hidden, layers: llama_config(hidden, layers, 1024),
+    "mistral": lambda hidden, layers: llama_config(hidden, layers, 1024, **WINDOW),
+    "mamba": lambda hidden, layers: mamba_config(hidden, layers, 32000),
+}
 
 
-def layer_shapes(hidden: int) -> Shapes:
-    """The weights of one layer, [out, in], and its two states [heads, capacity, size]."""
-    inner, keys = hidden * 8 // 3 // 64 * 64, hidden // 4
-    weights = {"q": (hidden, hidden), "k": (keys, hidden), "v": (keys, hidden), "o": (hidden, hidden)}
-    weights |= {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
-    state = (keys // HEAD, CAPACITY, HEAD)
-    return {**weights, "keys": state, "values": state}
+@dataclass(frozen=True)
+class Row:
+    """Seconds that XLA compiles each form; ``ratios`` of the time of calls, rolled by unrolled, in order."""
+
+    model: str
+    layers: int
+    positions: int
+    unrolled_seconds: float
+    rolled_seconds: float
+    unrolled_milliseconds: float | None = None
+    ratios: tuple[float, ...] = ()
+
+    def __str__(self) -> str:
+        head = f"{self.model}, {self.layers:3d} layers, {self.positions:3d} positions: "
+        shown = (
+            f"{head}compiled in {self.unrolled_seconds:.2f} s unrolled, {self.rolled_seconds:.2f} s rolled"
+        )
+        if not self.ratios:
+            return shown
+        low, middle, high = np.percentile(self.ratios, (25, 50, 75))
+        times = f"{middle:.3f} ({low:.3f} to {high:.3f}) of {self.unrolled_milliseconds:.2f} ms"
+        return f"{shown}; a call takes {times}"
 
 
-def layer(x: jax.Array, w: Mapping[str, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """One layer over f32[positions, hidden] from the start of a text; the states after it."""
-    positions = x.shape[0]
-
-    def norm(x: jax.Array) -> jax.Array:
-        return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5)
-
-    h, groups = norm(x), w["keys"].shape[0]
-    q = jnp.einsum("pd,nd->pn", h, w["q"]).reshape(positions, groups, -1, HEAD)
-    new = [jnp.einsum("pd,nd->pn", h, w[name]).reshape(positions, groups, HEAD) for name in ("k", "v")]
-    keys, values = (
-        jax.lax.dynamic_update_slice(w[name], part.transpose(1, 0, 2), (0, 0, 0))
-        for name, part in zip(("keys", "values"), new, strict=True)
-    )
-    scores = jnp.einsum("phgd,hsd->phgs", q, keys) * HEAD**-0.5
-    seen = jnp.arange(CAPACITY)[None] <= jnp.arange(positions)[:, None]
-    chances = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -jnp.inf), axis=-1)
-    x = x + jnp.einsum("phgs,hsd->phgd", chances, values).reshape(positions, -1) @ w["o"].T
-    h = norm(x)
-    gate = jax.nn.silu(jnp.einsum("pd,nd->pn", h, w["gate"]))
-    return x + (gate * jnp.einsum("pd,nd->pn", h, w["up"])) @ w["down"].T, (keys, values)
+def subject(name: str, hidden: int, layers: int) -> sy.Model:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps(CONFIGS[name](hidden, layers)))
+        return sy.load(path)
 
 
-def unrolled(weights: list[Any], states: list[Any], x: jax.Array) -> Any:
-    after = []
-    for own, (keys, values) in zip(weights, states, strict=True):
-        x, state = layer(x, {**own, "keys": keys, "values": values})
-        after.append(state)
-    return x, after
+def program_of(graph: Graph, model: sy.Model, positions: int) -> Program:
+    options = options_for(model, capacity=1024, chunk=max(positions, 16))
+    return DerivedPrograms(run_passes(graph, options.passes)[-1].graph, options).chunk(positions)
 
 
-def rolled(weights: Any, states: Any, x: jax.Array) -> Any:
-    def step(x: jax.Array, own: Any) -> Any:
-        w, (keys, values) = own
-        return layer(x, {**w, "keys": keys, "values": values})
-
-    return jax.lax.scan(step, x, (weights, states))
-
-
-def arguments(shapes: Shapes, layers: int, positions: int, *, is_rolled: bool, make: Callable) -> tuple:
-    """What either form takes, each array made by ``make`` from its shape."""
-    states = ("keys", "values")
-
-    def one(lead: tuple[int, ...]) -> tuple[dict, tuple]:
-        weights = {name: make((*lead, *shape)) for name, shape in shapes.items() if name not in states}
-        return weights, tuple(make((*lead, *shapes[name])) for name in states)
-
-    x = make((positions, shapes["q"][1]))
-    if is_rolled:
-        return (*one((layers,)), x)
-    each = [one(()) for _ in range(layers)]
-    return [weights for weights, _ in each], [state for _, state in each], x
+def compiled(backend: XlaBackend, program: Program, roll: str) -> tuple[Compiled, float]:
+    """The program, and the processor seconds that XLA took, which others who compute do not change."""
+    text = emit_stablehlo(program, backend.kernels, roll=roll)
+    started = time.process_time()
+    return backend.compile(text), time.process_time() - started
 
 
-def compiled(shapes: Shapes, layers: int, positions: int, *, is_rolled: bool) -> tuple[Any, float]:
-    """The executable, and the seconds that XLA took."""
-
-    def described(shape: tuple[int, ...]) -> Any:
-        return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-    run = jax.jit(rolled if is_rolled else unrolled, donate_argnums=1)
-    given = arguments(shapes, layers, positions, is_rolled=is_rolled, make=described)
-    lowered = run.lower(*given)
-    started = time.perf_counter()
-    executable = lowered.compile()
-    return executable, time.perf_counter() - started
-
-
-def run_seconds(shapes: Shapes, layers: int, positions: int, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of each run, unrolled and rolled in turn; the first of each is not counted."""
-    random = np.random.default_rng(0)
-
-    def draw(shape: tuple[int, ...]) -> jax.Array:
-        return jnp.asarray(random.standard_normal(shape, dtype=np.float32) * np.float32(0.03))
-
-    forms = [False, True]
-    runs = [compiled(shapes, layers, positions, is_rolled=form)[0] for form in forms]
-    given = [list(arguments(shapes, layers, positions, is_rolled=form, make=draw)) for form in forms]
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for round_ in range(rounds + 1):
-        for run, own, took in zip(runs, given, seconds, strict=True):
+def run_ratios(
+    backend: XlaBackend, program: Program, forms: list[Compiled], weights: Mapping[str, Any], rounds: int
+) -> tuple[float, tuple[float, ...]]:
+    """Milliseconds of an unrolled call, and what part of it the rolled one behind it takes, by round."""
+    placed = [backend.place(weights[node.name]) for node in program.graph.parameters]
+    length = program.chunk
+    values = {"offset": np.full(1, 64, np.int32), "length": np.full(1, length, np.int32)}
+    token = np.arange(length, dtype=np.int32)[None]
+    inputs = [n for n in program.graph.inputs if not n.name.startswith(STATE_PREFIX)]
+    given = [backend.place(values.get(node.name, token)) for node in inputs]
+    fresh = [state.type for state in program.states]
+    states = [[backend.zeros(t.static_shape, t.dtype) for t in fresh] for _ in forms]
+    seconds: list[list[float]] = [[] for _ in forms]
+    for _ in range(rounds + 3):
+        for form, kept, took in zip(forms, states, seconds, strict=True):
             started = time.perf_counter()
-            _, own[1] = jax.block_until_ready(run(*own))
-            if round_:
-                took.append(time.perf_counter() - started)
-    return seconds
+            results = jax.block_until_ready(form.executable.execute([*placed, *given, *kept]))
+            took.append(time.perf_counter() - started)
+            named = dict(zip(program.graph.outputs, results, strict=True))
+            kept[:] = [named[STATE_PREFIX + state.name] for state in program.states]
+    unrolled, rolled = (np.array(took[3:]) for took in seconds)  # the first ones warm up
+    return 1e3 * float(np.median(unrolled)), tuple((rolled / unrolled).tolist())
 
 
-def _spread(values: list[float]) -> str:
-    return f"{np.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+def measure(options: argparse.Namespace, name: str, layers: int) -> list[Row]:
+    model = subject(name, options.hidden, layers)
+    runs, rows = layers in options.run_depths, []
+    graph, weights = model.graph, random_weights(model.graph) if runs else {}
+    if options.dtype != "f32":
+        graph, weights = quantise(graph, weights, options.dtype)
+    with tempfile.TemporaryDirectory() as cache:
+        backend = XlaBackend("cpu", Path(cache))
+        for positions in options.positions:
+            program = program_of(graph, model, positions)
+            forms, seconds = zip(*(compiled(backend, program, roll) for roll in FORMS), strict=True)
+            measured: tuple = ()
+            if runs:
+                measured = run_ratios(backend, program, list(forms), weights, options.rounds)
+            rows.append(Row(name, layers, positions, *seconds, *measured))
+            if not options.json:
+                print(rows[-1], flush=True)
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--depths", type=int, nargs="*", default=[8, 16, 32, 80])
-    parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--positions", type=int, nargs="+", default=[1, 16, 128, 512])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--models", nargs="+", default=["llama"], choices=CONFIGS)
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--depths", type=int, nargs="+", default=[8, 18, 32, 80])
+    parser.add_argument("--run-depths", type=int, nargs="*", default=[8, 18])
+    parser.add_argument("--positions", type=int, nargs="+", default=[1, 128])
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--dtype", default="f32", choices=["f32", "bf16", "int8"])
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     options = parser.parse_args()
-    shapes = layer_shapes(options.hidden)
-    for positions in options.positions:
-        for layers in options.depths:
-            took = [compiled(shapes, layers, positions, is_rolled=form)[1] for form in (False, True)]
-            shown = f"{took[0]:.1f} s unrolled, {took[1]:.1f} s rolled"
-            print(f"{positions:4d} positions, {layers:2d} layers: compiled in {shown}", flush=True)
-        plain, loop = run_seconds(shapes, options.layers, positions, options.rounds)
-        ratios = [b / a for a, b in zip(plain, loop, strict=True)]
-        print(
-            f"{positions:4d} positions, {options.layers} layers: rolled takes {_spread(ratios)} of unrolled"
-        )
+    rows = [
+        row for name in options.models for depth in options.depths for row in measure(options, name, depth)
+    ]
+    text = json.dumps([asdict(row) for row in rows], indent=1)
+    if options.out is not None:
+        options.out.write_text(text + "\n", encoding="utf-8")
+    if options.json:
+        print(text)
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ def _copy_checkpoint(model: Model, folder: Path, copy_weights: bool) -> None:
 
 
 def _options_to_json(options: Options) -> dict[str, Any]:
-    """What the programs depend on; backend and cache are the choice of whoever runs them."""
+    """What the programs depend on; backend, cache and rolling are the choice of whoever runs them."""
     names = ("batch", "capacity", "chunk", "state", "state_dtype", "source_capacity")
     values = {name: getattr(options, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
@@ -198,20 +198,21 @@ def is_compiled(path: str | Path) -> bool:
     return (Path(path) / MANIFEST).is_file()
 
 
-def open_compiled(path: Path, backend: str, chosen: Mapping[str, Any]) -> Executable:
+def open_compiled(path: Path, backend: str, chosen: Mapping[str, Any], roll: str = "auto") -> Executable:
     """The executable of a compiled directory.
 
     ``chosen`` holds options that the user gave; what differs from the manifest is a ``SystolicError``.
+    ``roll`` as in ``Options``: it changes how programs are compiled here, and not the programs.
     """
     manifest = _read_manifest(path)
     for name, value in chosen.items():
         fixed = manifest["dtype"] if name == "dtype" else manifest["options"][name]
         if value is not None and value != fixed:
             raise SystolicError(f"{path} was compiled for {name} {fixed} and cannot run with {value}")
-    options = Options(backend, **manifest["options"])
+    options = Options(backend, **manifest["options"], roll=roll)
     source = SavedPrograms(path, manifest)
     model = _model(path, manifest).for_texts_up_to(options.capacity)
-    return Executable(model, options, backend_named(backend), source)
+    return Executable(model, options, backend_named(backend, roll=roll), source)
 
 
 def compiled_model(path: Path) -> Model:

@@ -43,6 +43,7 @@ def open_executable(
     state: str | None = None,
     state_dtype: str | None = None,
     dtype: str | None = None,
+    roll: str = "auto",
     adapters: Sequence[Path] = (),
     choices: Mapping[str, Path] | None = None,
 ) -> Executable:
@@ -55,7 +56,7 @@ def open_executable(
     if is_compiled(name) and not adapters and not choices:
         chosen = {"batch": batch, "capacity": capacity, "state": state, "state_dtype": state_dtype}
         chosen["dtype"] = dtype
-        return open_compiled(Path(name), backend, chosen)
+        return open_compiled(Path(name), backend, chosen, roll)
     prompts = [directory for directory in adapters if read_adapter(directory).prompt is not None]
     if len(prompts) > 1:
         raise SystolicError(f"{prompts[1]}: is a second learned prompt, and a text begins with one at most")
@@ -72,6 +73,7 @@ def open_executable(
         state=state or "auto",
         state_dtype=state_dtype or "f32",
         adapters=choices,
+        roll=roll,
     )
 
 

@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..backends import ROLLING
 from ..compiler.derive.states import STRATEGIES
 from ..compiler.pipeline import Pass, passes_with
 from ..ir.errors import SystolicError
@@ -26,7 +27,8 @@ class Options:
     chunks of up to ``chunk`` positions; ``state`` says how the states are chosen (auto, sources,
     tokens), ``state_dtype`` what the past is kept as (f32, bf16, f16, int8; recurrent states stay f32).
     The source of an encoder-decoder can have ``source_capacity`` positions (None: as many
-    as a row). ``cache_directory`` keeps compiled programs from run to run, None the default place.
+    as a row). ``roll`` says whether layers that repeat are compiled as one loop body (auto, always, never).
+    ``cache_directory`` keeps compiled programs from run to run, None the default place.
     """
 
     backend: str = "xla"
@@ -37,6 +39,7 @@ class Options:
     cache_directory: Path | None = None
     source_capacity: int | None = None
     state_dtype: str = "f32"
+    roll: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("batch", "capacity", "chunk", "source_capacity"):
@@ -47,6 +50,8 @@ class Options:
                 raise SystolicError(f"{name} must be an integer of at least 1, not {value!r}")
         if self.state not in STRATEGIES:
             raise SystolicError(f"state must be one of {', '.join(STRATEGIES)}, not {self.state!r}")
+        if self.roll not in ROLLING:
+            raise SystolicError(f"roll must be one of {', '.join(ROLLING)}, not {self.roll!r}")
         if self.chunk > self.capacity:
             raise SystolicError(f"a chunk of {self.chunk} is longer than the capacity of {self.capacity}")
 
@@ -85,6 +90,7 @@ def options_for(
     state: str = "auto",
     cache_directory: Path | None = None,
     state_dtype: str = "f32",
+    roll: str = "auto",
 ) -> Options:
     """The options for a model; a capacity or chunk that is not given follows from its context.
 
@@ -96,7 +102,7 @@ def options_for(
             capacity = max(capacity, GRAPH_CAPACITY)
     chunk = min(capacity, DEFAULT_CHUNK) if chunk is None else chunk
     source = model.source_length
-    options = Options(backend, batch, capacity, chunk, state, cache_directory, source, state_dtype)
+    options = Options(backend, batch, capacity, chunk, state, cache_directory, source, state_dtype, roll)
     if capacity > model.context_length and model.is_bounded:
         limit = f"the {model.context_length} positions that {model.name} has"
         raise SystolicError(f"a capacity of {capacity} is more than {limit}")

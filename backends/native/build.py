@@ -20,6 +20,7 @@ import jaxlib
 from ..cache import mark_used
 from ..xla_device import register_kernel
 from . import Kernels
+from .calls import FOR_LAYER
 
 SOURCE = Path(__file__).with_name("kernels.cc")
 HEADERS = Path(jaxlib.__file__).with_name("include")  # of XLA's foreign function interface
@@ -36,6 +37,7 @@ FLAGS = (
     "-shared",
 )
 NAMES = ("project", "attend", "attend_scaled", "recur", "select", "advance")
+LAYER_NAMES = ("take_layer", "put_layer", "write_layer")
 
 
 def load_kernels(directory: Path, processor: str) -> Kernels | None:
@@ -52,8 +54,10 @@ def load_kernels(directory: Path, processor: str) -> Kernels | None:
     mark_used(library)
     try:
         loaded = ctypes.CDLL(str(library))
-        for name in NAMES:
-            register_kernel(kernels.target(name), getattr(loaded, f"systolic_{name}"))
+        targets = {f"systolic_{name}": kernels.target(name) for name in (*NAMES, *LAYER_NAMES)}
+        targets |= {f"systolic_{name}{FOR_LAYER}": kernels.target(name) + FOR_LAYER for name in NAMES}
+        for symbol, target in targets.items():
+            register_kernel(target, getattr(loaded, symbol))
     except (OSError, AttributeError):
         return None
     return kernels

@@ -1,5 +1,6 @@
 // Kernels that XLA calls through its foreign function interface (CPU, one process): all of them, as one library.
 
 #include "attend.h"
+#include "layers.h"
 #include "multiply.h"
 #include "recur.h"

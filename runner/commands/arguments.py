@@ -27,6 +27,13 @@ StateDtype = Annotated[
     str | None,
     typer.Option(help="How the past is kept: f32 (default), bf16, f16, int8. Recurrent states stay f32."),
 ]
+Roll = Annotated[
+    str,
+    typer.Option(
+        help="Layers that repeat as one loop body, compiled once: auto (where it saves time), always (where "
+        "it is possible) or never."
+    ),
+]
 Capacity = Annotated[
     int | None, typer.Option(help="Positions that a text can have (default: the model's, at most 1024).")
 ]

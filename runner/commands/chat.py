@@ -14,7 +14,17 @@ import typer
 
 from ...ir.errors import SystolicError
 from . import sampling_options as options
-from .arguments import DEFAULT_MODEL, Adapter, Backend, Capacity, Dtype, ModelArgument, State, StateDtype
+from .arguments import (
+    DEFAULT_MODEL,
+    Adapter,
+    Backend,
+    Capacity,
+    Dtype,
+    ModelArgument,
+    Roll,
+    State,
+    StateDtype,
+)
 
 if TYPE_CHECKING:
     from ..conversation import Conversation
@@ -49,6 +59,7 @@ def chat(
     capacity: Capacity = None,
     dtype: Dtype = None,
     state_dtype: StateDtype = None,
+    roll: Roll = "auto",
     adapter: Adapter = None,
 ) -> None:
     """Talks with a model; /help in the conversation lists what else can be done."""
@@ -62,6 +73,7 @@ def chat(
         state=state,
         state_dtype=state_dtype,
         dtype=dtype,
+        roll=roll,
         adapters=adapter or (),
     )
     settings = options.sampling_settings(

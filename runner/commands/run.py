@@ -22,6 +22,7 @@ from .arguments import (
     Dtype,
     Json,
     ModelArgument,
+    Roll,
     State,
     StateDtype,
 )
@@ -77,6 +78,7 @@ def run(
     capacity: Capacity = None,
     dtype: Dtype = None,
     state_dtype: StateDtype = None,
+    roll: Roll = "auto",
     adapter: Adapter = None,
     json_schema: Annotated[Path | None, typer.Option(help="A file: the text is JSON of this schema.")] = None,
     regex: Annotated[str | None, typer.Option(help="The text matches this regular expression.")] = None,
@@ -104,6 +106,7 @@ def run(
         state=state,
         state_dtype=state_dtype,
         dtype=dtype,
+        roll=roll,
         adapters=adapter or (),
     )
     ids = list(executable.prompt_ids(_prompt(prompt, prompt_ids)))

@@ -13,7 +13,7 @@ import typer
 
 from ...ir.errors import SystolicError
 from ..files import read_text
-from .arguments import Adapter, Backend, Capacity, Dtype, Json, ModelArgument, StateDtype
+from .arguments import Adapter, Backend, Capacity, Dtype, Json, ModelArgument, Roll, StateDtype
 from .table import aligned
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def score(
     capacity: Capacity = None,
     dtype: Dtype = None,
     state_dtype: StateDtype = None,
+    roll: Roll = "auto",
     adapter: Adapter = None,
     as_json: Json = False,
 ) -> None:
@@ -43,7 +44,13 @@ def score(
 
     text = read_text(file)
     executable = open_executable(
-        model, backend, capacity=capacity, state_dtype=state_dtype, dtype=dtype, adapters=adapter or ()
+        model,
+        backend,
+        capacity=capacity,
+        state_dtype=state_dtype,
+        dtype=dtype,
+        roll=roll,
+        adapters=adapter or (),
     )
     if executable.inputs.source or source:
         report = _report(executable, text, *_score_target(executable, text, source), pieces=1)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ...ir.errors import SystolicError
-from .arguments import DEFAULT_MODEL, Backend, Capacity, Dtype, ModelArgument, State, StateDtype
+from .arguments import DEFAULT_MODEL, Backend, Capacity, Dtype, ModelArgument, Roll, State, StateDtype
 
 
 def serve(
@@ -39,6 +39,7 @@ def serve(
     capacity: Capacity = None,
     dtype: Dtype = None,
     state_dtype: StateDtype = None,
+    roll: Roll = "auto",
     adapter: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=DIR", help="A peft adapter, called like a model; can be repeated."),
@@ -63,6 +64,7 @@ def serve(
         state=state,
         state_dtype=state_dtype,
         dtype=dtype,
+        roll=roll,
         choices=_named_adapters(adapter or ()),
     )
     longest = executable.options.capacity if max_tokens is None else max_tokens
