@@ -14,19 +14,17 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 
 import systolic as sy
 from systolic.backends.stablehlo import emit_stablehlo
-from systolic.backends.xla import Compiled, XlaBackend
+from systolic.backends.xla import XlaBackend, XlaProgram
 from systolic.compiler.pipeline import run_passes
-from systolic.compiler.program import STATE_PREFIX, Program
+from systolic.compiler.program import Program
 from systolic.ir.graph import Graph
 from systolic.models.quantised import quantise
 from systolic.runner.options import options_for
@@ -79,33 +77,31 @@ def program_of(graph: Graph, model: sy.Model, positions: int) -> Program:
     return DerivedPrograms(run_passes(graph, options.passes)[-1].graph, options).chunk(positions)
 
 
-def compiled(backend: XlaBackend, program: Program, roll: str) -> tuple[Compiled, float]:
+def prepared(backend: XlaBackend, program: Program, roll: str) -> tuple[XlaProgram, float]:
     """The program, and the processor seconds that XLA took, which others who compute do not change."""
     text = emit_stablehlo(program, backend.kernels, roll=roll)
     started = time.process_time()
-    return backend.compile(text), time.process_time() - started
+    found = backend.compile(text)
+    return XlaProgram(program, text, found, backend), time.process_time() - started
 
 
 def run_ratios(
-    backend: XlaBackend, program: Program, forms: list[Compiled], weights: Mapping[str, Any], rounds: int
+    backend: XlaBackend, forms: Sequence[XlaProgram], weights: Mapping[str, np.ndarray], rounds: int
 ) -> tuple[float, tuple[float, ...]]:
     """Milliseconds of an unrolled call, and what part of it the rolled one behind it takes, by round."""
-    placed = [backend.place(weights[node.name]) for node in program.graph.parameters]
-    length = program.chunk
-    values = {"offset": np.full(1, 64, np.int32), "length": np.full(1, length, np.int32)}
-    token = np.arange(length, dtype=np.int32)[None]
-    inputs = [n for n in program.graph.inputs if not n.name.startswith(STATE_PREFIX)]
-    given = [backend.place(values.get(node.name, token)) for node in inputs]
-    fresh = [state.type for state in program.states]
-    states = [[backend.zeros(t.static_shape, t.dtype) for t in fresh] for _ in forms]
+    program = forms[0].program
+    placed = {node.name: backend.place(weights[node.name]) for node in program.graph.parameters}
+    inputs = {"offset": np.full(1, 64, np.int32), "length": np.full(1, program.chunk, np.int32)}
+    inputs |= {"token": np.arange(program.chunk, dtype=np.int32)[None]}
+    zeros = {s.name: (s.type.static_shape, s.type.dtype) for s in program.states}
+    states = [{name: backend.zeros(*type_) for name, type_ in zeros.items()} for _ in forms]
     seconds: list[list[float]] = [[] for _ in forms]
     for _ in range(rounds + 3):
-        for form, kept, took in zip(forms, states, seconds, strict=True):
+        for i, form in enumerate(forms):
             started = time.perf_counter()
-            results = jax.block_until_ready(form.executable.execute([*placed, *given, *kept]))
-            took.append(time.perf_counter() - started)
-            named = dict(zip(program.graph.outputs, results, strict=True))
-            kept[:] = [named[STATE_PREFIX + state.name] for state in program.states]
+            results, states[i] = form.run(placed, inputs, states[i])
+            backend.fetch(results["logits"])
+            seconds[i].append(time.perf_counter() - started)
     unrolled, rolled = (np.array(took[3:]) for took in seconds)  # the first ones warm up
     return 1e3 * float(np.median(unrolled)), tuple((rolled / unrolled).tolist())
 
@@ -120,10 +116,10 @@ def measure(options: argparse.Namespace, name: str, layers: int) -> list[Row]:
         backend = XlaBackend("cpu", Path(cache))
         for positions in options.positions:
             program = program_of(graph, model, positions)
-            forms, seconds = zip(*(compiled(backend, program, roll) for roll in FORMS), strict=True)
+            forms, seconds = zip(*(prepared(backend, program, roll) for roll in FORMS), strict=True)
             measured: tuple = ()
             if runs:
-                measured = run_ratios(backend, program, list(forms), weights, options.rounds)
+                measured = run_ratios(backend, forms, weights, options.rounds)
             rows.append(Row(name, layers, positions, *seconds, *measured))
             if not options.json:
                 print(rows[-1], flush=True)
