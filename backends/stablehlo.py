@@ -13,6 +13,8 @@ from ..compiler.collection import paused_collection
 from ..compiler.program import Program
 from ..ir.graph import Graph, Node
 from ..ir.types import TensorType
+from .contractions.selection import near_inputs, near_parameters, select_forms
+from .contractions.table import FormTable
 from .native import Kernels
 from .native.layers import choose_loop, lower_loop
 from .native.selection import Selected, needed_nodes, select
@@ -39,15 +41,17 @@ from .tpu_selection import TpuKernels, select_products
 def emit_stablehlo(
     program: Program,
     kernels: Kernels | TpuKernels | None = None,
+    forms: FormTable | None = None,
     *,
     states_row_major: bool = False,
     roll: str = "never",
 ) -> str:
     """The program as an MLIR module in text form; the same program always gives the same text.
 
-    With ``kernels`` it calls them where they are faster, and runs only where they are registered. ``roll``
-    says whether layers that repeat become a loop where kernels compute them: ``always``, ``never``, or
-    ``auto``, where that is measured to pay.
+    With ``kernels`` it calls them, and runs only where they are registered. With ``forms`` each product is
+    written in the form that is the fastest in that table, which may be a kernel or not. ``roll`` says whether
+    layers that repeat become a loop where kernels compute them: ``always``, ``never``, or ``auto``, where that
+    is measured to pay.
     ``states_row_major`` fixes the layout of the states that are updated, so that a compiler that chooses
     layouts (XLA for TPU) cannot choose one in which every update is a copy.
     """
@@ -56,7 +60,7 @@ def emit_stablehlo(
         node.name: Value(names.unique(identifier(node.name)), node.tensor)
         for node in (*graph.parameters, *graph.inputs)
     }
-    block = Block("    ", arguments, names, kernels, roll)
+    block = Block("    ", arguments, names, kernels, roll, forms, near_parameters(graph, forms))
     values = lower_nodes(block, graph)
     block.leave("return", [values[node] for node in graph.outputs.values()])  # type: ignore[misc]
     module = identifier(program.name).replace("%", "@")
@@ -93,7 +97,7 @@ def _row_major(type_: TensorType) -> str:
 def lower_nodes(block: Block, graph: Graph) -> dict[Node, Results]:
     """Writes the nodes of a graph into the block; the values of all that its outputs need."""
     outputs = tuple(graph.outputs.values())
-    loop = choose_loop(graph, block.kernels, block.roll)
+    loop = choose_loop(graph, block.kernels, block.roll, block.forms, block.near)
     values: dict[Node, Results] = {}
     if isinstance(loop, str):
         _lower(block, graph.nodes, outputs, values)
@@ -112,7 +116,7 @@ def lower_nodes(block: Block, graph: Graph) -> dict[Node, Results]:
 
 def _lower(block: Block, nodes: Sequence[Node], ends: Collection[Node], values: dict[Node, Results]) -> None:
     """Writes the nodes that ``ends`` need, and adds their values to ``values``."""
-    chosen = _chosen(nodes, ends, block.kernels)
+    chosen = _chosen(nodes, ends, block)
     for node in needed_nodes(nodes, ends, chosen) if chosen else nodes:
         if node in values:  # computed beside another
             continue
@@ -130,12 +134,14 @@ def _lower_plainly(block: Block, node: Node, *operands: Value) -> Results:
     return LOWERINGS[node.op.name](block, node, *operands)
 
 
-def _chosen(
-    nodes: Sequence[Node], outputs: Collection[Node], kernels: Kernels | TpuKernels | None
-) -> dict[Node, Selected]:
+def _chosen(nodes: Sequence[Node], outputs: Collection[Node], block: Block) -> dict[Node, Selected]:
+    kernels = block.kernels
     if isinstance(kernels, TpuKernels):
         return select_products(nodes, kernels)
-    return select(nodes, outputs, kernels) if kernels else {}
+    if kernels is None and block.forms is None:
+        return {}
+    chosen = select_forms(nodes, kernels, block.forms, block.near)
+    return chosen | (select(nodes, outputs, kernels) if kernels else {})
 
 
 # ---- sources ----
@@ -189,6 +195,7 @@ def _step(region: Block, node: Node, inside: Sequence[Value]) -> list[Value]:
     }
     following = region.same("add", i, region.number(1, i.type))
     region.finish(())
+    region.near = near_inputs(body.inputs[carries + scanned :], region.forms)
     values = lower_nodes(region, body)
     results: list[Value] = [values[output] for output in body.outputs.values()]  # type: ignore[misc]
     region.begin(node)

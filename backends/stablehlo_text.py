@@ -19,6 +19,7 @@ from ..ir.ops.elementwise import broadcast_shapes
 from ..ir.types import DTYPES, FLOATS, TensorType
 
 if TYPE_CHECKING:
+    from .contractions.table import FormTable
     from .native import Kernels
     from .tpu_selection import TpuKernels
 
@@ -157,6 +158,8 @@ class Block:
     names: Names
     kernels: Kernels | TpuKernels | None = None  # compute some nodes, where there are any
     roll: str = "never"  # whether layers that repeat become a loop
+    forms: FormTable | None = None  # of products
+    near: frozenset[str] = frozenset()  # names of arguments that stay in the caches from one use to the next
     lines: list[str] = field(default_factory=list)
     _pending: list[tuple[str, str]] = field(default_factory=list)  # names and operations of this node
     _base: str = "%v"
@@ -183,7 +186,7 @@ class Block:
 
     def nested(self) -> Block:
         """An empty region inside this one."""
-        return Block(self.indent + "    ", {}, self.names, self.kernels, self.roll)
+        return Block(self.indent + "    ", {}, self.names, self.kernels, self.roll, self.forms)
 
     def leave(self, operation: str, values: Sequence[Value]) -> None:
         """The last line: what the region or function yields."""

@@ -20,6 +20,8 @@ import numpy as np
 from ..compiler.program import STATE_PREFIX, Program
 from ..ir.types import DTYPES
 from .cache import default_cache_directory, read_entry, write_entry
+from .contractions.kept import kept_table
+from .contractions.table import FormTable
 from .interface import Arrays, Lowered
 from .native.build import load_kernels
 from .stablehlo import emit_stablehlo
@@ -101,7 +103,8 @@ class XlaProgram:
 class XlaBackend:
     """XLA on one device: the first of ``platform`` (``cpu``, ``gpu``, ``tpu``), or of jax's default.
 
-    On a CPU, ``native`` kernels compute what they are faster at, where a C++ compiler can build them.
+    On a CPU, ``native`` kernels compute what they are faster at, where a C++ compiler can build them, and
+    products are written in the form that is the fastest in ``forms`` (None: the table of this machine).
     ``roll`` says whether layers that repeat become a loop: auto, always or never; see ``native.layers``.
     Compiled programs are kept in ``cache_directory`` (None is the user's cache directory) and are found
     again by their text, the release of jaxlib and the kind of machine.
@@ -117,22 +120,32 @@ class XlaBackend:
         *,
         native: bool = True,
         roll: str = "auto",
+        forms: FormTable | None = None,
     ) -> None:
         self.device = XlaDevice(platform)
         self.cache_directory = default_cache_directory() if cache_directory is None else cache_directory
         self.roll = roll
-        is_native = native and self.device.platform == "cpu"
+        is_cpu = self.device.platform == "cpu"
         # One place for all, whatever the directory of programs: a process can register a kernel only once.
-        self.kernels = load_kernels(default_cache_directory(), processor()) if is_native else None
+        self.kernels = load_kernels(default_cache_directory(), processor()) if is_cpu and native else None
+        self.forms = (forms or kept_table(self.measured_on)) if is_cpu else None
 
     @property
     def lowering(self) -> str:
         """What the text of a program depends on, beside the program."""
-        return f"xla {self.kernels.version if self.kernels else ''} {self.roll}"
+        kernels, forms = self.kernels, self.forms
+        parts = (kernels.version if kernels else "", forms.digest if forms else "", self.roll)
+        return f"xla {' '.join(parts)}"
+
+    @property
+    def measured_on(self) -> str:
+        """What the seconds in a table of forms depend on."""
+        kernels = self.kernels.version if self.kernels else ""
+        return "\n".join([jaxlib.__version__, kernels, str(os.cpu_count()), processor()])
 
     def lower(self, program: Program) -> Lowered:
         """The program as StableHLO."""
-        return Lowered(program, emit_stablehlo(program, self.kernels, roll=self.roll))
+        return Lowered(program, emit_stablehlo(program, self.kernels, self.forms, roll=self.roll))
 
     def load(self, lowered: Lowered) -> XlaProgram:
         """Compiles the text, or loads what an earlier process compiled. Threads may do so side by side."""

@@ -517,12 +517,12 @@ def test_truncated_weights(cli, stories, tmp_path):
 
 
 def test_a_bar_shows_what_is_compiled_on_a_terminal_only(monkeypatch, capsys):
-    from systolic.runner.commands.progress import compile_progress
+    from systolic.runner.commands.progress import progress_bar
 
-    with compile_progress() as report:
+    with progress_bar("compiling") as report:
         assert report is None
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    with compile_progress() as report:
+    with progress_bar("compiling") as report:
         assert report is not None
         report(1, 3)
     assert capsys.readouterr().out == ""

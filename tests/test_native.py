@@ -1,4 +1,4 @@
-"""Native kernels: the numbers of plain StableHLO, chosen where they fit, absent without a compiler."""
+"""Native kernels: the numbers of plain StableHLO, absent without a compiler."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import systolic as sy
+from systolic.backends.contractions.table import forced_table
 from systolic.backends.native import build
 from systolic.backends.native.build import load_kernels
 from systolic.backends.numpy_backend import NumpyBackend
@@ -26,14 +27,14 @@ from systolic.runner.executable import compile
 def native():
     if not any(map(shutil.which, build.COMPILERS)):
         pytest.skip("this machine has no C++ compiler")
-    backend = XlaBackend("cpu")
+    backend = XlaBackend("cpu", forms=forced_table("kernel"))
     assert backend.kernels is not None
     return backend
 
 
 @pytest.fixture(scope="module")
 def plain():
-    return XlaBackend("cpu", native=False)
+    return XlaBackend("cpu", native=False, forms=forced_table("dot"))
 
 
 def rounding(rows):

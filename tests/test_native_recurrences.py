@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import systolic as sy
+from systolic.backends.contractions.table import forced_table
 from systolic.backends.native import build
 from systolic.backends.xla import XlaBackend
 from systolic.compiler.derive import choose_states, derive_chunk
@@ -20,12 +21,12 @@ from systolic.models.spec import Config
 def native():
     if not any(map(shutil.which, build.COMPILERS)):
         pytest.skip("this machine has no C++ compiler")
-    return XlaBackend("cpu")
+    return XlaBackend("cpu", forms=forced_table("kernel"))
 
 
 @pytest.fixture(scope="module")
 def plain():
-    return XlaBackend("cpu", native=False)
+    return XlaBackend("cpu", native=False, forms=forced_table("dot"))
 
 
 def chunk_program(graph, rows, chunk):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from ...compiler.repetition import Repetition, find_repetition
 from ...ir.graph import Graph, Node
+from ..contractions.selection import choose_forms, select_forms
+from ..contractions.table import FormTable
 from ..stablehlo_control import COUNTER, advanced, repeat_while
 from ..stablehlo_text import Block, PerLayer, Results, Value
 from . import Kernels
@@ -51,8 +53,11 @@ class LayerLoop:
         )
 
 
-def plan_loop(graph: Graph, kernels: Kernels) -> LayerLoop | str:
-    """The layers of a program as a loop, or why there is none."""
+def plan_loop(
+    graph: Graph, kernels: Kernels, forms: FormTable | None = None, near: frozenset[str] = frozenset()
+) -> LayerLoop | str:
+    """The layers of a program as a loop, or why there is none: only kernels can choose a layer's weights, so
+    that products must not be faster in another of the ``forms``."""
     found = find_repetition(graph)
     if found is None:
         return "no layers repeat"
@@ -62,7 +67,10 @@ def plan_loop(graph: Graph, kernels: Kernels) -> LayerLoop | str:
     )
     ends = [unit[place] for place in (*found.carried, *found.kept)]
     nodes = [*constants, *unit]
-    chosen = select(nodes, ends, kernels)
+    for choice in choose_forms(unit, True, forms, near):
+        if choice.form != "kernel":
+            return f"{choice.products[0].node.name} is faster as {choice.form} than by a kernel"
+    chosen = select_forms(nodes, kernels, None, near) | select(nodes, ends, kernels)
     if not chosen:
         return "no kernel computes anything in a layer"
     needed = needed_nodes(nodes, ends, chosen)
@@ -88,14 +96,20 @@ def plan_loop(graph: Graph, kernels: Kernels) -> LayerLoop | str:
     return LayerLoop(found, tuple(needed), chosen, copied, written)
 
 
-def choose_loop(graph: Graph, kernels: object, roll: str) -> LayerLoop | str:
+def choose_loop(
+    graph: Graph,
+    kernels: object,
+    roll: str,
+    forms: FormTable | None = None,
+    near: frozenset[str] = frozenset(),
+) -> LayerLoop | str:
     """The loop that the layers of a program become, or why they do not. ``roll`` is ``always`` where that is
-    possible, ``never``, or ``auto`` where it spares XLA enough."""
+    possible, ``never``, or ``auto`` where it spares XLA enough and no product is slower for it."""
     if roll == "never" or not isinstance(kernels, Kernels):
         return "layers are to stay apart" if roll == "never" else "no kernels of ours run here"
     if roll == "auto" and len(graph.nodes) < LEAST_SPARED:
         return f"fewer than {LEAST_SPARED} nodes"
-    loop = plan_loop(graph, kernels)
+    loop = plan_loop(graph, kernels, forms, near) if roll == "auto" else plan_loop(graph, kernels)
     if roll == "auto" and isinstance(loop, LayerLoop) and loop.spared < LEAST_SPARED:
         return f"a loop would spare XLA {loop.spared} nodes of at least {LEAST_SPARED}"
     return loop

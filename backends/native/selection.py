@@ -1,4 +1,4 @@
-"""Which nodes of a program the native kernels compute: products with matrices, attention and recurrences.
+"""Which nodes of a program the native kernels compute, beside products: attention and recurrences.
 
 Attention is found by its shape, whatever model it is from: scores of queries with a state, scaled, maybe
 bounded, hidden by a mask, normalised, and mixed with another state. Its kernel reads only what the mask lets
@@ -16,10 +16,10 @@ import numpy as np
 from ...ir.graph import Node
 from ...ir.ops.linear import split_subscripts
 from ...ir.types import TensorType
+from ..contractions.products import scalar
 from ..stablehlo_text import Block, Value
 from . import Kernels
 from .calls import Selected, call_kernel
-from .projections import scalar, select_projections
 from .recurrences import select_recurrence
 
 
@@ -30,7 +30,7 @@ def select(nodes: Sequence[Node], outputs: Iterable[Node], kernels: Kernels) -> 
         for source in dict.fromkeys(node.sources):
             users.setdefault(source, []).append(node)
     shown = set(outputs)
-    chosen = select_projections(nodes, kernels)
+    chosen: dict[Node, Selected] = {}
     for node in nodes:
         found = None
         if node.op.name == "contraction":

@@ -1,19 +1,16 @@
-"""How far the compilation of programs is, on a terminal."""
+"""How far something that takes a while is, on a terminal."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ..programs import Report
 
 
 @contextmanager
-def compile_progress() -> Iterator[Report | None]:
-    """What ``Executable.prepare`` reports to: a bar that goes when the block ends.
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A function that is told how many are done and of how many, and shows a bar that goes when the block
+    ends.
 
     None where standard error is no terminal.
     """
@@ -23,11 +20,11 @@ def compile_progress() -> Iterator[Report | None]:
     from rich.console import Console  # only now: it takes a while to load
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("compiling"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("compiling", total=None)
+        task = bar.add_task(what, total=None)
 
-        def report(ready: int, programs: int) -> None:
-            bar.update(task, completed=ready, total=programs)
+        def report(done: int, of: int) -> None:
+            bar.update(task, completed=done, total=of)
 
         yield report

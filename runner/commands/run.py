@@ -26,7 +26,7 @@ from .arguments import (
     State,
     StateDtype,
 )
-from .progress import compile_progress
+from .progress import progress_bar
 from .tracing import ForceOption, TraceOption, check_trace, write_trace
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def _search(
 
 def _prepare(executable: Executable, ids: Sequence[int], settings: dict[str, Any], record: Record) -> None:
     start = time.perf_counter()
-    with compile_progress() as report:
+    with progress_bar("compiling") as report:
         executable.prepare(len(ids), report=report, **settings)
     record.timings["compile_seconds"] = time.perf_counter() - start
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...ir.errors import SystolicError
 from .arguments import Json
 from .table import aligned
 
@@ -21,11 +22,26 @@ def targets(
     platform: Annotated[
         str, typer.Option(metavar="cpu|gpu", help="--calibrate: the CPU with NumPy, or a GPU with jax.")
     ] = "cpu",
+    forms: Annotated[
+        bool,
+        typer.Option(
+            "--forms",
+            help="Show in which forms products run fastest on this CPU; with --calibrate measure that for "
+            "about a minute, and keep it for all programs from then on.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Lists the targets; --json gives every figure with its source."""
     from ...compiler.cost import load_target, preset_names
 
+    if forms:
+        from .product_forms import show_forms
+
+        if platform != "cpu":
+            raise SystolicError(f"--forms is about products on a CPU, not on --platform {platform}")
+        show_forms(calibrate=calibrate, as_json=as_json)
+        return
     if calibrate:
         measured = _measured(platform)
         print(json.dumps(measured.to_json(), indent=1) if as_json else measured.to_toml(), end="")

@@ -1,0 +1,129 @@
+"""Which form of a product is fastest: a table of measured seconds, and the choice that follows from it.
+
+A table belongs to a machine. ``systolic targets --forms --calibrate`` measures one; the packaged one, of a
+processor with AVX-512, is used where there is none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+FORMS: Mapping[str, str] = {
+    "kernel": "our own kernel, which reads weights once and as they are kept",
+    "dot": "one product as written, of weights widened to f32",
+    "swapped": "the same with the weights as the first operand",
+    "apart": "a product for each vector",
+    "split": "vectors as two of fewer bits each, multiplied in the numbers that weights are kept in",
+    "rounded": "vectors rounded to the numbers that weights are kept in",
+}
+WEIGHTS = ("f32", "bf16", "int8", "int4")  # how they are kept
+USUAL = ("kernel", "dot")  # what is taken where nothing else is known to be faster
+MARGIN = 0.95  # of its time: two runs of one program differ by as much
+PACKAGED = Path(__file__).parent / "measured" / "avx512.json"
+FORMAT = 1
+_UNLIKE = 100.0  # of distance: farther than any number of rows or weights
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """``rows`` vectors of ``width`` numbers times a matrix with ``columns`` results.
+
+    ``weights`` is how they are kept, of ``WEIGHTS``; ``turned``: as [width, columns]
+    and not [columns, width]; ``near``: they are still in the caches from the last time they were read.
+    """
+
+    weights: str
+    turned: bool
+    near: bool
+    rows: int
+    width: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one product took in each form that was tried, in seconds."""
+
+    setting: Setting
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class FormTable:
+    """Measured products. ``near_bytes``: weights of that many bytes stay in the caches from one use to the
+    next. ``source`` says on what it was measured."""
+
+    cells: tuple[Cell, ...]
+    near_bytes: int
+    source: str
+
+    @cached_property
+    def digest(self) -> str:
+        """A name for what programs depend on."""
+        return hashlib.sha256(self.to_text().encode()).hexdigest()[:12]
+
+    def nearest(self, setting: Setting) -> Cell | None:
+        """The cell that is most like ``setting``, of weights that are kept alike; None without any."""
+        alike = [cell for cell in self.cells if cell.setting.weights == setting.weights]
+        return min(alike, key=lambda cell: _distance(cell.setting, setting), default=None)
+
+    def choose(self, setting: Setting, available: Collection[str]) -> str:
+        """The fastest of the ``available`` forms in the nearest cell. The usual one where none was tried, or
+        where others are hardly faster."""
+        cell = self.nearest(setting)
+        usual = next(form for form in USUAL if form in available)
+        tried = {} if cell is None else {f: s for f, s in cell.seconds.items() if f in available}
+        if not tried:
+            return usual
+        fastest = min(tried, key=tried.__getitem__)
+        return fastest if tried[fastest] < MARGIN * tried.get(usual, math.inf) else usual
+
+    def to_json(self) -> dict[str, Any]:
+        cells = [{**asdict(cell.setting), "seconds": dict(cell.seconds)} for cell in self.cells]
+        return {"format": FORMAT, "source": self.source, "near_bytes": self.near_bytes, "cells": cells}
+
+    def to_text(self) -> str:
+        """The same as text, a line for each cell."""
+        found = self.to_json()
+        lines = ",\n  ".join(map(json.dumps, found.pop("cells")))
+        head = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in found.items())
+        return f'{{\n{head} "cells": [\n  {lines}\n ]\n}}\n'
+
+
+def _distance(a: Setting, b: Setting) -> float:
+    """How unlike two products are: doublings of rows, and of weights at half of that; another place or
+    orientation is always further."""
+    unlike = _UNLIKE * (a.turned != b.turned) + 2 * _UNLIKE * (a.near != b.near)
+    rows = abs(math.log2(a.rows / b.rows))
+    return unlike + rows + abs(math.log2(a.width * a.columns / (b.width * b.columns))) / 2
+
+
+def parse_table(text: str) -> FormTable:
+    """What ``to_text`` wrote; ``ValueError`` or ``KeyError`` for anything else."""
+    found = json.loads(text)
+    if found["format"] != FORMAT:
+        raise ValueError(f"a table of format {found['format']}, not {FORMAT}")
+    cells = []
+    for cell in found["cells"]:
+        seconds = cell.pop("seconds")
+        cells.append(Cell(Setting(**cell), seconds))
+    return FormTable(tuple(cells), found["near_bytes"], found["source"])
+
+
+def forced_table(form: str) -> FormTable:
+    """A table with which every product is written in one form, if it has that."""
+    cells = tuple(Cell(Setting(weights, False, False, 1, 1, 1), {form: 0.0}) for weights in WEIGHTS)
+    return FormTable(cells, 0, f"{form} always")
+
+
+@cache
+def packaged_table() -> FormTable:
+    """The table that comes with this package."""
+    return parse_table(PACKAGED.read_text(encoding="utf-8"))
