@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from systolic.backends.contractions import measure
+from systolic.backends.contractions import kept, measure
 from systolic.backends.contractions.kept import keep_table, kept_table
 from systolic.backends.contractions.sample import sample_arrays, sample_program
 from systolic.backends.contractions.table import (
@@ -52,12 +52,11 @@ def run(backend, program, form):
     return backend.fetch(results["y"]), text
 
 
-@pytest.mark.parametrize("turned", [False, True], ids=["rows", "turned"])
-@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize(
+    ("weights", "turned"), [*((weights, False) for weights in WEIGHTS), ("f32", True), ("bf16", True)]
+)
 @pytest.mark.parametrize(("rows", "width", "columns"), SHAPES)
 def test_all_forms_give_the_product(backend, weights, turned, rows, width, columns):
-    if turned and weights in ("int8", "int4"):
-        pytest.skip("integers are kept as [columns, width] only")
     program = sample_program(Setting(weights, turned, False, rows, width, columns))
     forms = measure.forms_of(program, has_kernels=backend.kernels is not None)
     expected = evaluate(program.graph, sample_arrays(program))["y"]
@@ -206,3 +205,18 @@ def test_tables_of_another_format_are_refused():
     other = json.loads(forced_table("dot").to_text()) | {"format": 0}
     with pytest.raises(ValueError, match="format 0, not 1"):
         parse_table(json.dumps(other))
+
+
+def test_the_table_is_shown_and_measured(cli, monkeypatch, tmp_path):
+    monkeypatch.setattr(kept, "default_cache_directory", lambda: tmp_path)
+    status, out, _ = cli("targets", "--forms")
+    assert status == 0
+    assert "up to 32 MiB of weights stay in the caches" in out
+    assert len([line for line in out.splitlines() if " out × in " in line]) == 4 * 22  # f32, bf16, int8, int4
+    monkeypatch.setattr(measure, "grid", lambda: iter([(Setting("f32", False, True, 1, 64, 64), 1)]))
+    status, out, _ = cli("targets", "--forms", "--calibrate", "--json")
+    (cell,) = json.loads(out)["cells"]
+    assert (status, cell["rows"], "dot" in cell["seconds"]) == (0, 1, True)
+    _, again, _ = cli("targets", "--forms", "--json")
+    assert again == out
+    assert cli("targets", "--forms", "--platform", "gpu")[0] == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from ...ir.errors import SystolicError
 from .progress import progress_bar
 from .table import aligned
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 def show_forms(*, calibrate: bool, as_json: bool) -> None:
     """Prints the table that this machine uses; with ``calibrate`` it is measured first, and kept."""
-    from ...backends.contractions.kept import keep_table
+    from ...backends.contractions.kept import keep_table, kept_table
     from ...backends.contractions.measure import measured_forms
     from ...backends.xla import XlaBackend
 
@@ -23,7 +24,9 @@ def show_forms(*, calibrate: bool, as_json: bool) -> None:
     if calibrate:
         with progress_bar("measuring") as report:
             table = measured_forms(report)
-        keep_table(table, backend.measured_on)
+        file = keep_table(table, backend.measured_on)
+        if kept_table(backend.measured_on) != table:
+            raise SystolicError(f"{file} could not be written, so that programs do not use what was measured")
     assert table is not None  # a CPU has one
     print(json.dumps(table.to_json(), indent=1) if as_json else forms_text(table))
 
