@@ -49,9 +49,9 @@ def emit_stablehlo(
     """The program as an MLIR module in text form; the same program always gives the same text.
 
     With ``kernels`` it calls them, and runs only where they are registered. With ``forms`` each product is
-    written in the form that is the fastest in that table, which may be a kernel or not. ``roll`` says whether
-    layers that repeat become a loop where kernels compute them: ``always``, ``never``, or ``auto``, where that
-    is measured to pay.
+    written in the form that is the fastest in that table, which may be a kernel or not. ``roll``: whether
+    layers that repeat become a loop where kernels compute them: ``always``, ``never``, or ``auto``, where
+    that is measured to pay.
     ``states_row_major`` fixes the layout of the states that are updated, so that a compiler that chooses
     layouts (XLA for TPU) cannot choose one in which every update is a copy.
     """
