@@ -18,15 +18,17 @@ import jaxlib
 import numpy as np
 
 from ..compiler.program import STATE_PREFIX, Program
-from ..ir.types import DTYPES
+from ..ir.types import DTYPES, TensorType
 from .cache import default_cache_directory, read_entry, write_entry
 from .contractions.kept import kept_table
 from .contractions.table import FormTable
 from .interface import Arrays, Lowered
 from .native.build import load_kernels
+from .native.calls import blank_program
 from .stablehlo import emit_stablehlo
-from .xla_device import XlaDevice, fetch, run
+from .xla_device import XlaDevice, fetch, give_back_memory, run
 
+LARGE = 1 << 20  # bytes of zeros that are not made before they are written
 PORTABLE_VERSION = "1.1.0"  # of StableHLO: the first that can scatter into rows side by side
 
 
@@ -59,7 +61,7 @@ class XlaProgram:
         self._parameters = [node.name for node in program.graph.parameters]
         self._inputs = [_place_of(node.name) for node in program.graph.inputs]
         self._outputs = [_place_of(name) for name in program.graph.outputs]
-        self._results = backend.device.results_of(program)
+        self._results = backend.device.results(node.tensor for node in program.graph.outputs.values())
         self._last_weights: tuple[Arrays | None, list[Any]] = None, []
 
     def run(
@@ -129,6 +131,7 @@ class XlaBackend:
         # One place for all, whatever the directory of programs: a process can register a kernel only once.
         self.kernels = load_kernels(default_cache_directory(), processor()) if is_cpu and native else None
         self.forms = (forms or kept_table(self.measured_on)) if is_cpu else None
+        self._blanks: dict[TensorType, Any] = {}
 
     @property
     def lowering(self) -> str:
@@ -149,7 +152,9 @@ class XlaBackend:
 
     def load(self, lowered: Lowered) -> XlaProgram:
         """Compiles the text, or loads what an earlier process compiled. Threads may do so side by side."""
-        return XlaProgram(lowered.program, lowered.text, self.compile(lowered.text), self)
+        compiled = self.compile(lowered.text)
+        give_back_memory()
+        return XlaProgram(lowered.program, lowered.text, compiled, self)
 
     def prepare(self, program: Program) -> XlaProgram:
         """Emits and compiles the program, or loads what an earlier process compiled."""
@@ -163,7 +168,12 @@ class XlaBackend:
         return fetch(array)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
-        return self.device.place(np.zeros(shape, DTYPES[dtype]))
+        type_ = TensorType(shape, dtype)
+        if self.kernels is None or type_.bytes < LARGE:
+            return self.device.place(np.zeros(shape, DTYPES[dtype]))
+        if type_ not in self._blanks:
+            self._blanks[type_] = self.compile(blank_program(type_, self.kernels)).executable
+        return run(self._blanks[type_], [], self.device.results([type_]))[0]
 
     def compile(self, module: str | bytes) -> Compiled:
         """Compiles StableHLO text or a portable artifact, or loads it from the cache."""

@@ -6,18 +6,18 @@ is asked where another platform may be meant, since it knows how their plugins a
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from ..compiler.program import Program
 from ..ir.errors import SystolicError
 from ..ir.types import DTYPES, TensorType
 
@@ -96,12 +96,10 @@ class XlaDevice:
         """A serialised executable; RuntimeError or ValueError where another release made it."""
         return self._client.deserialize_executable(serialised, self._devices, self._options)
 
-    def results_of(self, program: Program) -> list[Any]:
-        """What makes arrays of the results of a program, for ``run``."""
-        return [
-            xla_client.array_result_handler(ArrayType.of(node.tensor), self._where, True, True)
-            for node in program.graph.outputs.values()
-        ]
+    def results(self, types: Iterable[TensorType]) -> list[Any]:
+        """What makes arrays of results of these types, for ``run``."""
+        wanted = map(ArrayType.of, types)
+        return [xla_client.array_result_handler(type_, self._where, True, True) for type_ in wanted]
 
     @cached_property
     def _devices(self) -> Any:
@@ -127,6 +125,12 @@ def register_kernel(name: str, function: Any) -> None:
 def run(executable: Any, arguments: Sequence[Any], results: Sequence[Any]) -> list[Any]:
     """Calls an executable; returns before the device has finished."""
     return executable.execute_sharded(arguments).consume_with_handlers(results)
+
+
+def give_back_memory() -> None:
+    """Returns to the system what loading programs took and left: glibc keeps it for each thread."""
+    with contextlib.suppress(AttributeError):  # another library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def fetch(array: Any) -> np.ndarray:

@@ -153,8 +153,8 @@ class DecodeLoop:
     """Rows and how each of them is sampled; ``stops`` are the tokens that end each row.
 
     ``sources`` and ``adapters`` as in ``Rows``, ``logprobs`` as in ``Structure``; ``table`` is an automaton
-    over tokens that ends rows, see ``stop_automaton``. All rows of the executable are there; those that
-    nobody uses rest.
+    over tokens that ends rows, see ``stop_automaton``; ``longest`` is how much of a prompt will be read. All
+    rows of the executable are there; those that nobody uses rest.
     """
 
     def __init__(
@@ -166,6 +166,7 @@ class DecodeLoop:
         logprobs: int | None = None,
         table: np.ndarray | None = None,
         adapters: Sequence[int] = (),
+        longest: int = 0,
     ) -> None:
         self._executable = executable
         self.rows = Rows(executable, sources, adapters)
@@ -176,10 +177,14 @@ class DecodeLoop:
         stop = np.full((len(stops), _power_of_two(count)), NONE, np.int32)
         for row, tokens in enumerate(stops):
             stop[row, : len(tokens)] = tokens
-        names, states = token_and_logits(executable), 0 if table is None else len(table)
-        self._program, self._recall = loop_programs(
-            executable.programs, names, self.structure, count, self.rows.longest_source, states
-        )
+        programs, source = executable.programs, self.rows.longest_source
+        states = 0 if table is None else len(table)
+        asked = token_and_logits(executable), self.structure, count, source, states
+        sizes = chunk_sizes(longest, executable.options.chunks)
+        chunks = [programs.lowered.chunk(size, source) for size in sizes]
+        loop = [one for one in loop_programs(programs.lowered, *asked) if one is not None]
+        programs.prepare([*chunks, *loop])  # side by side
+        self._program, self._recall = loop_programs(programs, *asked)
         self._memory = Memory(executable, self._program.program, self._recall)
         numbers = {**sampling_inputs(self.structure, sampling, self._program.program), "stop": stop}
         numbers |= {} if table is None else {"transitions": table}

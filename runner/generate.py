@@ -251,6 +251,7 @@ def run_rows(
         generation.logprobs,
         _stop_table(executable, generation),
         adapters,
+        max(len(prompt) - 1 for prompt in prompts),
     )
     loop.read([*(prompt[:-1] for prompt in prompts), *empty])
     newest = np.array([prompt[-1] for prompt in prompts] + [0] * unused, np.int32)

@@ -246,6 +246,8 @@ class Programs(ProgramTable[Prepared]):
         ``report`` is told how many are ready, and of how many. Raises what a compilation raises.
         """
         missing = [lowered for lowered in dict.fromkeys(wanted) if lowered not in self._made]
+        if report is None and not missing:
+            return
         missing.sort(key=lambda lowered: len(lowered.text), reverse=True)
         with ThreadPoolExecutor(os.cpu_count(), "compile") as threads:
             if report is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -97,6 +96,8 @@ class Request:
     async def __aiter__(self) -> AsyncIterator[Step]:
         if not self._scheduler.is_running:
             raise SystolicError("asyncio needs a scheduler that runs by itself: `with exe.scheduler(…) as …`")
+        import asyncio  # and with it sockets and TLS, which other readers do without
+
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
         def listener() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from ...ir.graph import Node
 from ...ir.types import TensorType
 from ..stablehlo_text import Block, PerLayer, Results, Value, mlir_type, mlir_types
+from . import Kernels
 
 FOR_LAYER = "_for_layer"  # behind the name of a kernel: it is given what all layers have, and which is meant
 
@@ -44,6 +45,13 @@ def call_kernel_for_many(
     signature = f"({mlir_types(operands)}) -> ({', '.join(map(mlir_type, types))})"
     call = _custom_call(target, operands, types, attributes, aliases)
     return block.emit_many(f"{call} : {signature}", types)
+
+
+def blank_program(type_: TensorType, kernels: Kernels) -> str:
+    """StableHLO of a program that yields zeros."""
+    shown, call = mlir_type(type_), _custom_call(kernels.target("blank"), (), (type_,), "")
+    body = f"    %0 = {call} : () -> {shown}\n    return %0 : {shown}"
+    return f"module @blank {{\n  func.func public @main() -> {shown} {{\n{body}\n  }}\n}}\n"
 
 
 def _for_layer(block: Block, target: str, operands: Sequence[Value]) -> tuple[str, Sequence[Value]]:

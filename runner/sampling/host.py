@@ -11,8 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from ...backends import backend_named
 from ...backends.interface import Prepared
-from ...backends.numpy_backend import NumpyBackend
 from .chain import Row, Structure, row_inputs, structure_of
 from .programs import SamplingPrograms
 
@@ -21,7 +21,7 @@ _KEPT_PROGRAMS = 32
 
 @lru_cache(_KEPT_PROGRAMS)
 def _prepared(structure: Structure, vocabulary: int, capacity: int) -> tuple[Prepared, Prepared | None]:
-    programs, backend = SamplingPrograms(structure, vocabulary, 1, capacity), NumpyBackend()
+    programs, backend = SamplingPrograms(structure, vocabulary, 1, capacity), backend_named("numpy")
     read = programs.read
     return backend.prepare(programs.choose), None if read is None else backend.prepare(read)
 
@@ -37,7 +37,7 @@ class HostSampler:
         self._choose, self._read = _prepared(structure, vocabulary, capacity)
         self._numbers = row_inputs(structure, [row])
         self._known: list[int] = []
-        backend = NumpyBackend()
+        backend = backend_named("numpy")
         kept = self._choose.program.states
         self._states = {s.name: backend.zeros(s.type.static_shape, s.type.dtype) for s in kept}
 
