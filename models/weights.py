@@ -9,13 +9,14 @@ What does not fit is one sentence that names the file and the tensor.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import math
 import mmap
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -33,7 +34,7 @@ INDEX = "model.safetensors.index.json"
 ALIGNMENT = 64  # bytes; of what is made here, so that any backend can use it where it is
 _BLOCK = 1 << 18  # values that are converted at a time: about what the caches of a core hold
 _LARGE_PAGE = 1 << 21  # bytes
-_POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14 and later
+_LOOKS = 64  # at whether a file is in memory
 _OWN_PAGES = 1 << 20  # bytes of an array from which on it gets pages of its own
 _STORED_FLOATS = {"F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16"}
 STORED = {**_STORED_FLOATS, "I8": "i8", "U8": "u8"}  # the types of files that are read, and ours
@@ -188,16 +189,10 @@ class Weights(Mapping[str, np.ndarray]):
             yield slice(None), self[name]
 
     def read_ahead(self) -> Thread:
-        """Has the files read into the system's cache by a thread, while something else is done.
-
-        Advice to the system (WILLNEED) would have the same purpose, but reads a small part only.
-        """
+        """Has the files read while something else is done; see ``read_ahead``."""
         tensors = list(self._tensors.values())
         parts = [part for t in tensors for part in (t.parts if isinstance(t, TensorStack) else (t,))]
-        paths = dict.fromkeys(part.path for part in parts)
-        reader = Thread(target=_read_through, args=(tuple(paths),), name="read ahead", daemon=True)
-        reader.start()
-        return reader
+        return read_ahead(dict.fromkeys(part.path for part in parts))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -232,14 +227,14 @@ def _stored(path: Path, mapped: mmap.mmap, start: int, entry: Mapping) -> Stored
     return StoredTensor(path, data, tuple(entry["shape"]), entry["dtype"], mapped=mapped, offset=first)
 
 
-def map_ahead(mapped: mmap.mmap) -> Thread:
-    """Has a file read and its pages mapped by a thread, which a system that has no call for it ignores."""
-    start, size = np.frombuffer(mapped, np.uint8).ctypes.data, len(mapped)
-    advise = ctypes.CDLL(None).madvise  # mmap's own would not let other threads run meanwhile
-    advise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-    thread = Thread(target=advise, args=(start, size, _POPULATE_READ), name="map ahead", daemon=True)
-    thread.start()
-    return thread
+def read_ahead(paths: Iterable[Path]) -> Thread:
+    """Has files read into the system's cache by a thread, while something else is done.
+
+    Advice to the system (WILLNEED) would have the same purpose, but reads a small part only.
+    """
+    reader = Thread(target=_read_through, args=(tuple(paths),), name="read ahead", daemon=True)
+    reader.start()
+    return reader
 
 
 def _read_through(paths: Iterable[Path]) -> None:
@@ -247,8 +242,22 @@ def _read_through(paths: Iterable[Path]) -> None:
     buffer = bytearray(1 << 24)
     for path in paths:
         with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):
+            is_needed = not _is_in_memory(file)
+            while is_needed and file.readinto(buffer):
                 pass
+
+
+def _is_in_memory(file: FileIO) -> bool:
+    """Whether the system has all of a file in its cache, as far as a few looks show."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return False
+    size, page = os.fstat(file.fileno()).st_size, bytearray(mmap.PAGESIZE)
+    try:
+        for at in range(0, size, max(1, size // _LOOKS)):
+            os.preadv(file.fileno(), [page], at, os.RWF_NOWAIT)
+    except OSError:  # it would have to wait, or cannot say
+        return False
+    return True
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -29,7 +29,7 @@ from ..ir.graph import Graph
 from ..ir.types import DTYPES
 from ..models import quantised, weights
 from ..models.quantised import QuantisedWeights
-from ..models.weights import ALIGNMENT, STORED, StoredTensor, Weights, map_ahead, read_file
+from ..models.weights import ALIGNMENT, STORED, StoredTensor, Weights, read_ahead, read_file
 
 LIMIT, DEFAULT_LIMIT = "SYSTOLIC_WEIGHT_CACHE", 64 << 30
 ENDING = ".weights"
@@ -94,11 +94,10 @@ class KeptWeights(Mapping[str, np.ndarray]):
 
     def read_ahead(self) -> None:
         """Has what will be read brought into memory while something else is done."""
-        mapped = next((tensor.mapped for tensor in self._found.values()), None)
-        if mapped is None:
-            self._given.read_ahead()
+        if self._found:
+            read_ahead([self._entry])
         else:
-            map_ahead(mapped)
+            self._given.read_ahead()
 
     def keep(self, arrays: Mapping[str, np.ndarray], alignment: int) -> Thread | None:
         """Writes what was made, if it is not there, by a thread that a process waits for when it ends."""

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
-import tokenizers
-
 from ..ir.errors import SystolicError
 from .vocabulary import Vocabulary
 
@@ -22,6 +20,8 @@ class Tokenizer:
     """
 
     def __init__(self, path: str | Path, *, add_bos: bool | None = None, bos_id: int | None = None) -> None:
+        import tokenizers  # token ids alone need none of it
+
         self.path = Path(path)
         self.add_bos = add_bos
         self.bos_id = bos_id

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import tokenizers
+if TYPE_CHECKING:
+    import tokenizers
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how byte fallback writes a byte
 _VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]  # that byte-level BPE writes as they are

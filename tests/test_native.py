@@ -290,6 +290,17 @@ def test_programs_that_are_written_call_none():
     assert "custom_call" not in emit_stablehlo(chunk_program(attention()))
 
 
+@pytest.mark.parametrize("shape", [(3, 1 << 20), (1, 1024, 257), (262_145,)])
+def test_zeros_are_zeros_also_where_something_else_was(native, shape):
+    for dtype in ("f32", "i8"):
+        for _ in range(3):
+            used = native.device.place(np.ones(shape, DTYPES[dtype]))
+            del used
+            zeros = native.zeros(shape, dtype)
+            assert (zeros.aval.shape, zeros.aval.dtype) == (shape, DTYPES[dtype])
+            assert not native.fetch(zeros).any()
+
+
 @pytest.mark.parametrize("kind", list(SCHEMES))
 @pytest.mark.parametrize("rows", [1, 3, 8, 9, 40])
 def test_integers_are_read_as_they_are_kept(native, plain, kind, rows):
