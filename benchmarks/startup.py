@@ -4,10 +4,11 @@
                                  [--cold] [--json] [--out FILE]
 
 Each contestant is a process of its own that loads the checkpoint as its users do, reads a short prompt and
-chooses one token; compiled programs are in the cache from a round that is not counted. *Reading* is a
-process that only reads the file of the weights, with as many threads. By default the files are in the
-system's cache of pages; with ``--cold`` they are dropped from it before each process. Peak memory is all
-that was resident at once, pages of mapped files included, as a multiple of the weights' bytes.
+chooses one token; compiled programs, and weights that were made of the checkpoint, are in the cache from a
+round that is not counted. *Reading* is a process that only reads the file of the weights, with as many
+threads. By default the files are in the system's cache of pages; with ``--cold`` they are dropped from it
+before each process. Peak memory is all that was resident at once, pages of mapped files included, as a
+multiple of the weights' bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-from systolic.backends.xla import default_cache_directory
+from systolic.backends.cache import default_cache_directory
+from systolic.runner.kept_weights import ENDING
 
 from . import machine
 from .contest import (
@@ -135,11 +137,14 @@ def _file_of_llama_cpp(subject: Subject, threads: int) -> Path:
 def first_token(name: str, path: Path, threads: int) -> tuple[float, int, int]:
     """Seconds from the start of a process to its first token, the token, and peak bytes."""
     program = PROGRAMS[name] + "print(token, flush=True)\n" + _PEAK + "\nprint(peak, flush=True)"
+    # Modules are compiled in the round that is not counted, as they are by whoever installs a package.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     started = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", program, str(path), str(threads)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        env=environment,
         text=True,
     ) as process:
         assert process.stdout is not None
@@ -152,8 +157,9 @@ def first_token(name: str, path: Path, threads: int) -> tuple[float, int, int]:
 
 
 def drop_pages(path: Path) -> None:
-    """Drops a file, or the files of a directory, from the system's cache of pages."""
-    for file in path.iterdir() if path.is_dir() else [path]:
+    """Drops a file, or the files of a directory, and weights that we keep, from the system's cache of pages."""
+    given = list(path.iterdir()) if path.is_dir() else [path]
+    for file in [*given, *default_cache_directory().glob(f"*{ENDING}")]:
         handle = os.open(file, os.O_RDONLY)
         os.fsync(handle)
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)

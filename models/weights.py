@@ -34,7 +34,7 @@ INDEX = "model.safetensors.index.json"
 ALIGNMENT = 64  # bytes; of what is made here, so that any backend can use it where it is
 _BLOCK = 1 << 18  # values that are converted at a time: about what the caches of a core hold
 _LARGE_PAGE = 1 << 21  # bytes
-_LOOKS = 64  # at whether a file is in memory
+_LOOKS = 16  # at whether a file is in memory
 _OWN_PAGES = 1 << 20  # bytes of an array from which on it gets pages of its own
 _STORED_FLOATS = {"F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16"}
 STORED = {**_STORED_FLOATS, "I8": "i8", "U8": "u8"}  # the types of files that are read, and ours
@@ -239,12 +239,12 @@ def read_ahead(paths: Iterable[Path]) -> Thread:
 
 def _read_through(paths: Iterable[Path]) -> None:
     """Reads files and keeps nothing; what cannot be read is an error for those who want it."""
-    buffer = bytearray(1 << 24)
     for path in paths:
         with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
-            is_needed = not _is_in_memory(file)
-            while is_needed and file.readinto(buffer):
-                pass
+            if not _is_in_memory(file):
+                buffer = bytearray(1 << 24)
+                while file.readinto(buffer):
+                    pass
 
 
 def _is_in_memory(file: FileIO) -> bool:
