@@ -157,7 +157,7 @@ def first_token(name: str, path: Path, threads: int) -> tuple[float, int, int]:
 
 
 def drop_pages(path: Path) -> None:
-    """Drops a file, or the files of a directory, and weights that we keep, from the system's cache of pages."""
+    """Drops a file, or the files of a directory, and weights that we keep from the cache of pages."""
     given = list(path.iterdir()) if path.is_dir() else [path]
     for file in [*given, *default_cache_directory().glob(f"*{ENDING}")]:
         handle = os.open(file, os.O_RDONLY)
