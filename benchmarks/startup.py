@@ -1,14 +1,14 @@
 """From nothing to the first token: seconds and peak memory of a new process, beside reading the weights.
 
     python -m benchmarks.startup [--model llama-0.5b] [--peers transformers,llama.cpp] [--rounds 3]
-                                 [--cold] [--json] [--out FILE]
+                                 [--dtype f32] [--cold] [--json] [--out FILE]
 
 Each contestant is a process of its own that loads the checkpoint as its users do, reads a short prompt and
 chooses one token; compiled programs, and weights that were made of the checkpoint, are in the cache from a
 round that is not counted. *Reading* is a process that only reads the file of the weights, with as many
-threads. By default the files are in the system's cache of pages; with ``--cold`` they are dropped from it
-before each process. Peak memory is all that was resident at once, pages of mapped files included, as a
-multiple of the weights' bytes.
+threads. ``--dtype`` is what we keep the weights as. By default the files are in the system's cache of pages;
+with ``--cold`` they are dropped from it before each process. Peak memory is all that was resident at once,
+pages of mapped files included, as a multiple of the weights' bytes in the file.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ token = 0
     OURS: f"""
 import sys
 import systolic as sy
-token = sy.compile(sy.load(sys.argv[1])).generate({PROMPT}, max_new_tokens=1, ignore_eos=True)[0]
+token = sy.compile(sy.load(sys.argv[1], sys.argv[3])).generate({PROMPT}, max_new_tokens=1, ignore_eos=True)[0]
 """,
     "transformers": f"""
 import sys, torch
@@ -134,14 +134,14 @@ def _file_of_llama_cpp(subject: Subject, threads: int) -> Path:
     return file_of(subject, Setting(threads=threads))
 
 
-def first_token(name: str, path: Path, threads: int) -> tuple[float, int, int]:
+def first_token(name: str, path: Path, threads: int, dtype: str) -> tuple[float, int, int]:
     """Seconds from the start of a process to its first token, the token, and peak bytes."""
     program = PROGRAMS[name] + "print(token, flush=True)\n" + _PEAK + "\nprint(peak, flush=True)"
     # Modules are compiled in the round that is not counted, as they are by whoever installs a package.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     started = time.perf_counter()
     with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", program, str(path), str(threads)],
+        [sys.executable, "-W", "ignore", "-c", program, str(path), str(threads), dtype],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=environment,
@@ -166,7 +166,9 @@ def drop_pages(path: Path) -> None:
         os.close(handle)
 
 
-def measure(model: str, peers: Sequence[str], *, rounds: int, threads: int, is_cold: bool) -> Record:
+def measure(
+    model: str, peers: Sequence[str], *, rounds: int, threads: int, is_cold: bool, dtype: str = "f32"
+) -> Record:
     """Starts every contestant ``rounds`` times in turn."""
     stored = store(model, peers, threads)
     found: dict[str, list[tuple[float, int, int]]] = {contestant: [] for contestant in stored.files}
@@ -174,7 +176,7 @@ def measure(model: str, peers: Sequence[str], *, rounds: int, threads: int, is_c
         for contestant, path in stored.files.items():
             if is_cold:
                 drop_pages(path)
-            result = first_token(contestant, path, threads)
+            result = first_token(contestant, path, threads, dtype)
             if round_:  # the first compiles
                 found[contestant].append(result)
     reading = [seconds for seconds, _, _ in found[READING]]
@@ -188,7 +190,7 @@ def measure(model: str, peers: Sequence[str], *, rounds: int, threads: int, is_c
         [row(contestant, results, reading, stored.bytes) for contestant, results in found.items()],
         stored.absent,
         [f"first tokens differ: {tokens}"] if len(set(tokens.values())) > 1 else [],
-        {"cold": is_cold, "weight_bytes": stored.bytes},
+        {"cold": is_cold, "dtype": dtype, "weight_bytes": stored.bytes},
     )
 
 
@@ -224,6 +226,7 @@ def table(record: Record) -> str:
 def main() -> None:
     parser = parser_for(__doc__ or "", model="llama-0.5b", peers="transformers,llama.cpp", rounds=3)
     parser.add_argument("--cold", action="store_true", help="drop the files from the cache of pages first")
+    parser.add_argument("--dtype", default="f32", help="what we keep the weights as (default: f32)")
     options = parser.parse_args()
     record = measure(
         options.model,
@@ -231,6 +234,7 @@ def main() -> None:
         rounds=options.rounds,
         threads=options.threads,
         is_cold=options.cold,
+        dtype=options.dtype,
     )
     show(record, table(record), options)
 
