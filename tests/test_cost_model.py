@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,30 @@ def test_held_out_shapes_of_the_tpu_compiler(accuracy, shared, generation, dtype
         mean, _, _, rank = accuracy.summary(predicted, [row.cycles for row in held])
         assert mean <= most
         assert rank >= 0.995
+
+
+@pytest.mark.parametrize(("dtype", "bits", "operations"), [("int8-32", 8, 2), ("int4-32", 4, 4)])
+def test_weights_in_groups_are_read_as_they_are_kept(dtype, bits, operations):
+    m, k, n = 16, 4096, 4096
+    found, plain = cost.matmul(m, k, n, dtype), cost.matmul(m, k, n)
+    assert found.tiling["weights"] == "fused"
+    assert found.hbm_bytes_by_operand["rhs"] == k * n * bits // 8 + k // 32 * n * 2  # integers, and scales
+    unpacked = k * n * operations / load_target("tpu-v5e").vector.lanes
+    assert max(unpacked, found.hbm_bytes / 433.6) < found.cycles < plain.cycles
+    assert found.alternatives[0]["weights"] == "widened first"
+    assert found.alternatives[0]["cycles"] > plain.cycles
+
+
+def test_weights_are_widened_first_where_making_them_again_takes_longer():
+    """For each pass over the weights the vector unit makes them anew; here it is slow, and memory is fast."""
+    target = load_target("tpu-v5e")
+    compiler = replace(target.compiler, bytes_per_cycle=1e5, window_bytes=1 << 20)  # no whole columns fit
+    slow = replace(target, vector=targets.Vector(16), compiler=compiler)
+    few, many = (cost.matmul(m, 16384, 4096, "int4-32", slow) for m in (16, 8192))
+    assert (few.tiling["weights"], few.bound) == ("fused", "vector")
+    assert many.tiling["weights"] == "widened first"
+    assert many.cycles < many.alternatives[0]["cycles"]
+    assert many.alternatives[0]["weight passes"] > 1
 
 
 def test_partial_sums_bound_int8_where_the_vector_unit_adds_them():
@@ -177,6 +202,12 @@ def test_memory_bounds_decode_and_arrays_bound_prefill():
         ((0, 2, 3), {}, "m is 0; a matmul needs sizes of at least 1"),
         ((1, 2.5, 3), {}, "k is 2.5"),
         ((1, 2, 3), {"dtype": "f64"}, "dtype 'f64' has no cost model; expected one of i8"),
+        ((1, 2, 3), {"dtype": "int4-32", "target": "tpu-v1"}, "grouped integers are predicted for TPU gener"),
+        (
+            (1, 2, 3),
+            {"dtype": "int4-32", "dataflow": "os"},
+            "'int4-32' is predicted on the target's own",
+        ),
         ((1, 2, 3), {"target": "tpu-v9"}, "target 'tpu-v9' is not known; .* one of: gemmini-16"),
         ((1, 2, 3), {"dataflow": "rs"}, "dataflow 'rs' is not one of ws, os, is"),
         ((1, 2, 3), {"array": (0, 4)}, "array 0x4 has no cells"),

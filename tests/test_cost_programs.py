@@ -146,10 +146,29 @@ def test_integers_with_scales_are_read_as_they_are_kept_and_scaled_on_the_way():
     matrices = weight_elements(graph_of(LLAMA)) - 32000 * 1024 - 7 * 1024  # without embedding and norms
     saved = matrices * (2 - 1 - 2 / 32)  # bf16 against a byte and a share of a bf16 scale
     assert plain.total("weights") - kept.total("weights") == pytest.approx(saved, rel=0.02)
-    prologues = [region.prologue.fixed for region in kept.plan.regions if region.products]
+    prologues = [region.prologue.operations for region in kept.plan.regions if region.products]
     assert sum(prologues) == pytest.approx(2 * matrices, rel=0.02)  # a cast and a product each
-    assert not any(region.prologue.fixed for region in plain.plan.regions)
+    assert not any(region.prologue.operations for region in plain.plan.regions)
     assert kept.seconds < plain.seconds
+    fused = [decision for decision in kept.decisions if decision.kind == "dequantisation"]
+    assert len(fused) == sum(bool(region.prologue.operations) for region in kept.regions)
+    assert all(decision.is_taken for decision in fused)
+
+
+def test_weights_that_are_made_too_often_are_made_first():
+    from systolic.models.quantised import quantise
+
+    built = quantise(build(Config("config.json", LLAMA))[1], None, "int4-32")[0]
+    compiler = replace(V5E.compiler, bytes_per_cycle=1e5, window_bytes=1 << 20)
+    slow = replace(V5E, vector=replace(V5E.vector, lanes=4), compiler=compiler)
+    plan = plan_program(run_passes(built)[-1].graph, slow, context=2048, phase="prefill", dtype="bf16")
+    found = predict(plan, 4)
+    first = [d for d in found.decisions if d.kind == "dequantisation" and not d.is_taken]
+    assert first
+    widening = [region for region in found.regions if region.kind == "dequantisation"]
+    assert {region.name for region in widening} == {decision.names[0] for decision in first}
+    readers = [region for region in found.regions if region.name == first[0].names[1]]
+    assert [region.prologue.operations for region in readers] == [0]
 
 
 def test_experts_are_read_as_often_as_they_are_chosen():

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...ir.errors import SystolicError
 from . import analytic, tpu
+from .grouped import MULTIPLIED, Groups, forms, groups_of
 from .schedule import fastest_schedules, main_memory
 from .targets import DATAFLOWS, DTYPE_BYTES, RESULT_BYTES, Arrays, Compiler, Target, load_target
 from .tiling import traffic
@@ -78,12 +79,18 @@ def matmul(
     that of the fastest schedule on the target's arrays behind its main memory. ``array`` (rows, columns)
     and ``dataflow`` ("ws", "os", "is") replace the target's; with one of them, or where main memory is
     ideal, folds are counted one after another, as the simulator does. ``scalesim_compatible`` counts as
-    SCALE-Sim does: no drain for os.
+    SCALE-Sim does: no drain for os. ``dtype`` "int4-32" and the like: weights in groups (``grouped``).
     Raises ``SystolicError`` for sizes, dtypes, targets and dataflows that there are not.
     """
     machine = target if isinstance(target, Target) else load_target(target)
-    dtype = DTYPE_NAMES.get(dtype, dtype)
-    _check(m, k, n, dtype, array, dataflow)
+    groups, dtype = groups_of(dtype), DTYPE_NAMES.get(dtype, dtype)
+    _check(m, k, n, dtype if groups is None else MULTIPLIED, array, dataflow)
+    if groups is not None:
+        if array is not None or dataflow is not None or scalesim_compatible:
+            raise SystolicError(
+                f"dtype {dtype!r} is predicted on the target's own arrays, in their own dataflow"
+            )
+        return _grouped(m, k, n, dtype, groups, machine)
     if machine.arrays is None:
         return _roofline(m, k, n, dtype, machine)
     changed = array is not None or dataflow is not None or scalesim_compatible
@@ -101,7 +108,9 @@ def _check(m: int, k: int, n: int, dtype: str, array: tuple[int, int] | None, da
             raise SystolicError(f"{name} is {size!r}; a matmul needs sizes of at least 1")
     if dtype not in DTYPE_BYTES:
         known = ", ".join((*DTYPE_BYTES, *DTYPE_NAMES))
-        raise SystolicError(f"dtype {dtype!r} has no cost model; expected one of {known}")
+        raise SystolicError(
+            f"dtype {dtype!r} has no cost model; expected one of {known}, or int4-32 and the like"
+        )
     if array is not None and min(array) < 1:
         raise SystolicError(f"array {array[0]}x{array[1]} has no cells")
     if dataflow is not None and dataflow not in DATAFLOWS:
@@ -249,6 +258,24 @@ def _matvec(k: int, n: int, dtype: str, machine: Target, arrays: Arrays, compile
         **_bytes(moved),
         utilization=_utilization(1, k, n, cycles, dtype, machine, arrays),
         **_array_figures(1, k, n, dtype, arrays, machine, int(np.asarray(moved.total).item()), True),
+    )  # fmt: skip
+
+
+def _grouped(m: int, k: int, n: int, dtype: str, groups: Groups, machine: Target) -> Matmul:
+    """The faster of both forms; the other one is the alternative."""
+    best, other = sorted(forms(m, k, n, groups, machine), key=lambda form: form.cycles)
+    assert machine.arrays is not None, "forms raises without"
+    moved = analytic.Traffic(*best.moved)
+    return Matmul(
+        m, k, n, dtype, machine.name,
+        cycles=round(best.cycles),
+        seconds=_seconds(best.cycles, machine),
+        bound=best.bound,
+        tiling=best.tiling,
+        **_bytes(moved),
+        utilization=_utilization(m, k, n, best.cycles, MULTIPLIED, machine, machine.arrays),
+        alternatives=(other.to_json(),),
+        **_array_figures(m, k, n, MULTIPLIED, machine.arrays, machine, int(moved.total), True),
     )  # fmt: skip
 
 

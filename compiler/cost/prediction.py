@@ -17,7 +17,15 @@ from ...ir.types import FLOATS
 from ..derive import Form, choose_forms, derive_cheapest, derive_chunk, derive_score
 from ..program import Program, State
 from .region_cost import Costs, Machine
-from .regions import Region, are_siblings, counted_bytes, join_attention, join_siblings, regions_of
+from .regions import (
+    Region,
+    are_siblings,
+    counted_bytes,
+    join_attention,
+    join_siblings,
+    regions_of,
+    widen_first,
+)
 from .targets import DTYPE_BYTES, Target
 
 PHASES = ("decode", "prefill")
@@ -212,7 +220,20 @@ def _join(
         for j in range(i + 1, min(i + 8, len(regions))):
             if j not in gone and region.kind == "matmul" and are_siblings(region, regions[j]):
                 region = _decide("projections", region, regions[j], j, machine, rows, decisions, gone)
-        yield region
+        yield from _widened(region, machine, rows, decisions)
+
+
+def _widened(region: Region, machine: Machine, rows: int, decisions: list[Decision]) -> tuple[Region, ...]:
+    """A matmul makes its weights of scaled integers as they come on chip, again for every pass over them; or
+    a region before it makes them once and writes them to main memory."""
+    if not region.products or not region.prologue.operations:
+        return (region,)
+    parts = widen_first(region)
+    apart = sum(machine.cost(part, rows).seconds for part in parts)
+    names = tuple(part.name for part in parts)
+    decision = Decision("dequantisation", region.scope, names, apart, machine.cost(region, rows).seconds)
+    decisions.append(decision)
+    return (region,) if decision.is_taken else parts
 
 
 def _attention_partner(regions: tuple[Region, ...], i: int) -> Iterator[int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from . import analytic, tpu
-from .regions import Product, Region, Value
+from .regions import Product, Prologue, Region, Value
 from .targets import DTYPE_BYTES, Target
 from .tiling import on_chip_bytes
 
@@ -103,7 +103,7 @@ class Machine:
         bound = max(sides, key=sides.__getitem__)
         seconds, on_chip = sides[bound], 0.0
         if self._is_compiled(region):
-            schedule = self._compiled(region.products[0], rows, moved)
+            schedule = self._compiled(region.products[0], rows, moved, region.prologue)
             if schedule.seconds > UNACCOUNTED * seconds:
                 bound = schedule.bound
             seconds, on_chip = max(seconds, schedule.seconds), schedule.on_chip
@@ -146,8 +146,8 @@ class Machine:
     # ---- matmuls as the target's own compiler schedules them ----
 
     def _is_compiled(self, region: Region) -> bool:
-        """Whether the constants of the compiler hold for it: one matmul with weights as they are kept."""
-        if self.target.compiler is None or len(region.products) != 1 or region.prologue.fixed:
+        """Whether the constants of the compiler hold for it: one matmul with weights."""
+        if self.target.compiler is None or len(region.products) != 1:
             return False
         (product,) = region.products
         return (
@@ -157,28 +157,34 @@ class Machine:
             and product.right == "weights"
         )
 
-    def _compiled(self, product: Product, rows: int, moved: float) -> Schedule:
+    def _compiled(self, product: Product, rows: int, moved: float, prologue: Prologue) -> Schedule:
         """The best schedule of a matmul in a region that moves so many bytes of values."""
         _, m, k, n = product.at(rows)
         size = DTYPE_BYTES[self.dtype]
         kept = (self.is_resident(size * m * k), self.is_resident(size * m * n))
-        key = (m, k, n, kept)
+        weights = None
+        if prologue.operations:
+            cycles = prologue.operations * self.clock / self.vector
+            weights = tpu.Kept(prologue.kept / (k * n), cycles / (k * n))
+        key = (m, k, n, kept, weights)
         if key not in self._schedules:
-            self._schedules[key] = self._best_schedule(m, k, n, kept)
+            self._schedules[key] = self._best_schedule(m, k, n, kept, weights)
         schedule = self._schedules[key]
         own = size * (m * k * (not kept[0]) + m * n * (not kept[1]))
         return replace(schedule, seconds=schedule.seconds + max(moved - own, 0) / self.bandwidth)
 
-    def _best_schedule(self, m: int, k: int, n: int, kept: tuple[bool, bool]) -> Schedule:
+    def _best_schedule(
+        self, m: int, k: int, n: int, kept: tuple[bool, bool], weights: tpu.Kept | None
+    ) -> Schedule:
         compiler, arrays = self.target.compiler, self.target.arrays
         assert compiler is not None
         assert arrays is not None
         if m == 1 and compiler.matvec_on_vector_unit:
-            memory, vector = tpu.matvec_cycles(k, n, self.dtype, compiler)
+            memory, vector = tpu.matvec_cycles(k, n, self.dtype, compiler, weights)
             return Schedule((memory + vector) / self.clock, "vector" if vector > memory else "memory", 0.0)
         tilings = tpu.searched_tilings((m, k, n), self.dtype, compiler)
         streamed = (*(() if kept[0] else ("lhs",)), "rhs", *(() if kept[1] else ("result",)))
-        cycles = tpu.estimate(tilings, self.dtype, arrays, compiler, streamed).cycles
+        cycles = tpu.estimate(tilings, self.dtype, arrays, compiler, streamed, weights).cycles
         best = int(np.argmin(cycles))
         seconds = (float(cycles[best]) - compiler.launch_cycles) / self.clock
         return Schedule(seconds, "latency", float(on_chip_bytes(tilings, self.dtype)[best]))

@@ -95,12 +95,25 @@ class Value:
     bytes: Amount
 
 
+@dataclass(frozen=True, slots=True)
+class Prologue:
+    """What makes weights of what is kept, such as scaled integers: ``operations`` of the vector unit, the
+    bytes that are ``kept``, and those that are ``made`` of them."""
+
+    operations: float = 0.0
+    kept: float = 0.0
+    made: float = 0.0
+
+    def __add__(self, other: Prologue) -> Prologue:
+        return Prologue(self.operations + other.operations, self.kept + other.kept, self.made + other.made)
+
+
 @dataclass(frozen=True)
 class Region:
     """Nodes that run as one. ``weights`` (without experts) and ``state``: bytes read of each, and of states
     also written; ``inputs`` and ``results``: values of other regions, and for them; ``spilled``: values
-    that a reduction has to see before they are read a second time, unless they fit on chip. ``prologue``:
-    operations that make weights of what is kept, such as scaled integers; a part of ``elementwise``."""
+    that a reduction has to see before they are read a second time, unless they fit on chip. ``prologue``: its
+    operations are a part of ``elementwise``, what it keeps a part of ``weights``."""
 
     name: str
     scope: str
@@ -108,7 +121,7 @@ class Region:
     nodes: tuple[str, ...] = ()
     products: tuple[Product, ...] = ()
     elementwise: Amount = Amount()
-    prologue: Amount = Amount()
+    prologue: Prologue = Prologue()
     weights: Amount = Amount()
     state: Amount = Amount()
     inputs: tuple[Value, ...] = ()
@@ -214,7 +227,7 @@ class _Partition:
             kind=draft.kind,
             nodes=tuple(node.name for node in draft.nodes),
             products=tuple(self._product(n) for n in draft.nodes if n.op.name in _PRODUCTS),
-            elementwise=self._work(draft) + prologue,
+            elementwise=self._work(draft) + Amount(prologue.operations),
             prologue=prologue,
             weights=self._weights(draft, operands),
             state=self._state(draft),
@@ -259,10 +272,15 @@ class _Partition:
                 pending += node.sources
         return kept, made
 
-    def _prologue(self, operands: list[Node]) -> Amount:
+    def _prologue(self, operands: list[Node]) -> Prologue:
         """What a region computes of weights alone; of a vector or a table it is nothing to speak of."""
-        _, made = self._made_of([base for base in operands if base.op.kind != "source"])
-        return Amount(fixed=float(sum(_work_of(node).elementwise for node in made)))
+        wide = dict.fromkeys(b for b in operands if b.op.kind != "source" and b not in self._varying)
+        kept, made = self._made_of(list(wide))
+        return Prologue(
+            float(sum(_work_of(node).elementwise for node in made)),
+            float(sum(self._bytes(node.tensor) for node in kept)),
+            float(sum(self._bytes(node.tensor) for node in wide)),
+        )
 
     def _weights(self, draft: _Draft, operands: list[Node]) -> Amount:
         if draft.kind == "gather" and draft.anchor and draft.anchor.sources[0] not in self._varying:
@@ -360,6 +378,25 @@ def join_attention(scores: Region, mix: Region) -> Region:
         results=mix.results,
         spilled=(),
     )
+
+
+def widen_first(region: Region) -> tuple[Region, Region]:
+    """A region whose weights are made of what is kept by a region before it, which writes them whole."""
+    prologue = region.prologue
+    widening = Region(
+        name=f"{region.name}.weights",
+        scope=region.scope,
+        kind="dequantisation",
+        elementwise=Amount(prologue.operations),
+        weights=Amount(prologue.kept + prologue.made),
+    )
+    reading = replace(
+        region,
+        prologue=Prologue(),
+        elementwise=region.elementwise + Amount(-prologue.operations),
+        weights=region.weights + Amount(prologue.made - prologue.kept),
+    )
+    return widening, reading
 
 
 def join_siblings(first: Region, second: Region) -> Region:

@@ -24,7 +24,7 @@ the arrays and not behind the copies, which use the same memory:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -43,6 +43,15 @@ SINGLE_STEP = 0.5  # of which so much is left where there is one step, and each 
 RESULT_CONVERSION = 0.3  # per result of such a dtype
 UNCOVERED = 0.3  # of the shorter of multiplying, and copying and converting
 MATVEC = 1.28  # per weight, where one row of lhs is multiplied and reduced without the arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Weights that are kept in another form: ``bytes`` of one, and ``cycles`` of the vector unit to make the
+    number of it that is multiplied, each time that it comes on chip."""
+
+    bytes: float
+    cycles: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +79,15 @@ def estimate(
     arrays: Arrays,
     compiler: Compiler,
     from_memory: tuple[str, ...] = ("lhs", "rhs", "result"),
+    kept: Kept | None = None,
 ) -> Estimate:
-    """The estimate for every tiling. What is not ``from_memory`` stays on chip and moves no bytes."""
+    """The estimate for every tiling. What is not ``from_memory`` stays on chip and moves no bytes. Weights
+    that are ``kept`` in another form come on chip in it, and are made ``dtype`` there beside the arrays."""
     m, _, n = tilings.shape
     steps, whole = tilings.steps, traffic(tilings, dtype)
+    passed = whole.rhs / DTYPE_BYTES[dtype]
+    if kept is not None:
+        whole = replace(whole, rhs=passed * kept.bytes)
     moved = sum(getattr(whole, operand) for operand in from_memory)
     memory = moved / compiler.bytes_per_cycle + steps * compiler.step_cycles
     multiplied = _multiplying(tilings, dtype, arrays, compiler)
@@ -85,7 +99,8 @@ def estimate(
         uncovered = UNCOVERED * np.minimum(copies, multiplied)
         cycles = started + np.maximum(copies, multiplied) + uncovered + results
         return Estimate(cycles, memory, np.maximum(multiplied, prepared), results)
-    busy = np.maximum(multiplied, prepared)
+    made = prepared if kept is None else prepared + passed * kept.cycles
+    busy = np.maximum(multiplied, made)
     uncovered = np.minimum(memory, busy) / steps
     cycles = started + np.maximum(memory, busy) + uncovered + results
     return Estimate(cycles, memory, busy, results)
@@ -121,7 +136,11 @@ def _narrowing(dtype: str, compiler: Compiler) -> float:
     return RESULT_CONVERSION if dtype in compiler.converted else NARROWING.get(dtype, 0.0)
 
 
-def matvec_cycles(k: int, n: int, dtype: str, compiler: Compiler) -> tuple[float, float]:
+def matvec_cycles(
+    k: int, n: int, dtype: str, compiler: Compiler, kept: Kept | None = None
+) -> tuple[float, float]:
     """(memory, vector unit) cycles of one row of lhs on the vector unit; they do not overlap."""
-    moved = DTYPE_BYTES[dtype] * (k + k * n) + RESULT_BYTES[dtype] * n
-    return moved / compiler.bytes_per_cycle, MATVEC * k * n / compiler.vector_elements_per_cycle
+    weight = kept or Kept(DTYPE_BYTES[dtype], 0.0)
+    moved = DTYPE_BYTES[dtype] * k + weight.bytes * k * n + RESULT_BYTES[dtype] * n
+    multiplied = MATVEC * k * n / compiler.vector_elements_per_cycle
+    return moved / compiler.bytes_per_cycle, multiplied + weight.cycles * k * n

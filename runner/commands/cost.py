@@ -28,7 +28,10 @@ def cost(
         str | None,
         typer.Option("--matmul", metavar="M,K,N", help="Only lhs [M, K] · rhs [K, N], of these sizes."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="bf16, f16, f32 or int8.")] = "bf16",
+    dtype: Annotated[
+        str,
+        typer.Option(help="bf16, f16, f32 or int8; or weights in groups with scales: int8-32, int4-32, …"),
+    ] = "bf16",
     state_dtype: StateDtype = None,
     target: Annotated[str, typer.Option(help="A name from `systolic targets`, or a TOML file.")] = "tpu-v5e",
     batch: Annotated[int, typer.Option(help="Rows that run side by side.")] = 1,
@@ -97,6 +100,7 @@ def _cost_of_model(
     as_json: bool,
 ) -> None:
     from ...compiler.cost import load_target
+    from ...compiler.cost.grouped import MULTIPLIED, groups_of
     from ...compiler.cost.matmul import DTYPE_NAMES
     from ...compiler.cost.prediction import Plan, crossover_rows, most_rows, plan_program, predict
     from ...compiler.pipeline import passes_with, run_passes
@@ -104,10 +108,12 @@ def _cost_of_model(
     from .predictions import prediction_json, prediction_table, write_plots
 
     machine = load_target(target)
-    final = run_passes(open_model(model, context).graph, passes_with(state_dtype or "f32"))[-1].graph
+    is_grouped = groups_of(dtype) is not None
+    subject = open_model(model, context, dtype if is_grouped else None)
+    final = run_passes(subject.graph, passes_with(state_dtype or "f32"))[-1].graph
 
     def planned(positions: int) -> Plan:
-        name = DTYPE_NAMES.get(dtype, dtype)
+        name = MULTIPLIED if is_grouped else DTYPE_NAMES.get(dtype, dtype)
         return plan_program(final, machine, context=positions, phase=phase, dtype=name)
 
     plan = planned(context)
