@@ -70,6 +70,13 @@ class TpuProgram:
     compile_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A program that the compiler does not take, and its ``reason``."""
+
+    reason: str
+
+
 def parse_target(text: str) -> TpuTarget:
     """``tpu-v5e``, ``tpu-v5e:2x2`` or ``tpu-v4:2x2x1:megacore``; ``SystolicError`` for anything else."""
     name, colon, rest = text.partition(":")
@@ -117,6 +124,22 @@ def compile_for_tpu(
             settings.append("--xla_max_cross_program_prefetches=0")
         _run(folder, target, " ".join(settings))
         return {name: _read(folder, name) for name in texts}
+
+
+def compile_each(
+    texts: Mapping[str, str], target: TpuTarget, *, scheduled: bool = False, prefetched: bool = True
+) -> dict[str, TpuProgram | Refusal]:
+    """As ``compile_for_tpu``, but one that is refused does not keep the others from being compiled."""
+    try:
+        return {**compile_for_tpu(texts, target, scheduled=scheduled, prefetched=prefetched)}
+    except RefusedError as error:
+        if len(texts) == 1:
+            return dict.fromkeys(texts, Refusal(str(error)))
+    listed, half = list(texts.items()), len(texts) // 2
+    found: dict[str, TpuProgram | Refusal] = {}
+    for part in (listed[:half], listed[half:]):
+        found |= compile_each(dict(part), target, scheduled=scheduled, prefetched=prefetched)
+    return found
 
 
 def _run(folder: Path, target: TpuTarget, settings: str) -> None:

@@ -6,6 +6,7 @@ has it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,7 @@ from ..compiler.cost.kernels import (
 from ..compiler.cost.targets import DTYPE_BYTES, Compiler, load_target
 from ..compiler.cost.tiling import Tilings
 from .stablehlo_text import ELEMENT_TYPES
-from .tpu import RefusedError, TpuTarget, compile_for_tpu
+from .tpu import Refusal, RefusedError, TpuTarget, compile_each, compile_for_tpu
 from .tpu_hlo import Module, Operation, parse_module
 from .tpu_kernels import kernel_operation
 
@@ -55,37 +56,39 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """A kernel of ours that the compiler does not take, and its ``reason``."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class ComparedProduct:
-    """One product: the tiling that the search takes with its prediction, that kernel and the compiler's own
-    emitter as measured, and the bound."""
+    """One product: the tiling that the search takes with its prediction (of several that were tried, the
+    fastest), that kernel and the compiler's own emitter as measured, and the bound."""
 
     product: Product
     choice: Choice
     kernel: Measured | Refusal
-    emitter: Measured
+    emitter: Measured | Refusal
     bound: Bound
 
 
 def compare_products(products: Sequence[Product], machine: TpuTarget) -> list[ComparedProduct]:
-    """Compiles both kernels of each product. Raises ``SystolicError`` where the compiler is absent or refuses
-    the product itself, and for targets that have no figures of kernels."""
+    """Compiles both kernels of each product. Raises ``SystolicError`` where the compiler is absent, and for
+    targets that have no figures of kernels."""
     target = load_target(machine.name)
-    choices = [rank_tilings(product, target)[0] for product in products]
+    most = target.kernel.tried if target.kernel else 1
+    choices = [(product, choice) for product in products for choice in rank_tilings(product, target, most)]
     assert target.compiler is not None, "rank_tilings raises without"
-    kernels = [(product, choice.tiling) for product, choice in zip(products, choices, strict=True)]
+    kernels = [(product, choice.tiling) for product, choice in choices]
     measured = measure_kernels(kernels, machine, target.compiler)
+    found: dict[Product, list[tuple[Choice, Measured | Refusal]]] = {product: [] for product in products}
+    for (product, choice), kernel in zip(choices, measured, strict=True):
+        found[product].append((choice, kernel))
     emitted = measure_emitters(products, machine, target.compiler)
     return [
-        ComparedProduct(product, choice, kernel, emitter, bound(product, target))
-        for product, choice, kernel, emitter in zip(products, choices, measured, emitted, strict=True)
+        ComparedProduct(product, *min(found[product], key=_measured_cycles), emitter, bound(product, target))
+        for product, emitter in zip(products, emitted, strict=True)
     ]
+
+
+def _measured_cycles(tried: tuple[Choice, Measured | Refusal]) -> float:
+    _, kernel = tried
+    return kernel.cycles if isinstance(kernel, Measured) else math.inf
 
 
 def measure_kernels(
@@ -111,12 +114,17 @@ def measure_kernels(
     ]
 
 
-def measure_emitters(products: Sequence[Product], target: TpuTarget, compiler: Compiler) -> list[Measured]:
-    """Products that are left to the compiler, one program each; its copies on the way are included."""
+def measure_emitters(
+    products: Sequence[Product], target: TpuTarget, compiler: Compiler
+) -> list[Measured | Refusal]:
+    """Products that are left to the compiler, one program each; its copies on the way are included. It may
+    refuse one that it takes inside a larger program."""
     texts = {f"product{i}": product_text(product) for i, product in enumerate(products)}
-    compiled = compile_for_tpu(texts, target, scheduled=True, prefetched=False)
-    modules = [parse_module(compiled[name].text) for name in texts]
-    return [_of_emitter(*each, compiler) for each in zip(products, modules, strict=True)]
+    found = compile_each(texts, target, scheduled=True, prefetched=False).values()
+    return [
+        each if isinstance(each, Refusal) else _of_emitter(product, parse_module(each.text), compiler)
+        for product, each in zip(products, found, strict=True)
+    ]
 
 
 def _of_kernel(product: Product, tiling: KernelTiling, scheduled: int, compiler: Compiler) -> Measured:

@@ -60,7 +60,6 @@ CALIBRATION = tuple(
 MARGIN = 1.05
 UNCERTAIN = 1.25  # tilings that the search takes for too large are tried up to this share of the memory
 KERNELS_PER_PROGRAM = 12
-FITTED = tuple(f.name for f in fields(Kernel) if f.name != "arrays")
 
 
 @dataclass
@@ -218,21 +217,22 @@ def calibrated(record: Record, target: Target) -> Kernel:
     assert target.kernel is not None
     assert target.arrays is not None
     kernel, cells = target.kernel, (target.arrays.rows, target.arrays.columns)
+    names = [f.name for f in fields(Kernel) if f.name not in ("arrays", "tried") and getattr(kernel, f.name)]
     known = [(*pair, cycles) for pair, cycles in record.kernels.items() if cycles is not None]
 
     def residuals(values: np.ndarray) -> np.ndarray:
-        tried = replace(kernel, **dict(zip(FITTED, np.exp(values).tolist(), strict=True)))
+        tried = replace(kernel, **dict(zip(names, np.exp(values).tolist(), strict=True)))
         predicted = [
             scheduled_cycles(one_tiling(product, tiling), product, tried, cells)[0]
             for product, tiling, _ in known
         ]
         return np.log(np.array(predicted) / [cycles for *_, cycles in known])
 
-    start = np.log([getattr(kernel, name) for name in FITTED])
+    start = np.log([getattr(kernel, name) for name in names])
     fit = least_squares(residuals, start, loss="soft_l1", f_scale=0.02, diff_step=1e-3)
     error = np.abs(np.expm1(residuals(fit.x)))
     print(f"{len(known)} kernels, mean error {error.mean():.1%}, largest {error.max():.1%}")
-    return replace(kernel, **dict(zip(FITTED, np.exp(fit.x).tolist(), strict=True)))
+    return replace(kernel, **dict(zip(names, np.exp(fit.x).tolist(), strict=True)))
 
 
 def main() -> None:
@@ -247,7 +247,7 @@ def main() -> None:
     if arguments.calibrate:
         compile_missing(record, CALIBRATION, machine, target)
         found = calibrated(record, target)
-        print("\n".join(f"{name} = {getattr(found, name):.1f}" for name in FITTED))
+        print("\n".join(f"{f.name} = {getattr(found, f.name):.4g}" for f in fields(found)))
         return
     run_sweep(HELD_OUT, machine, target, record)
 

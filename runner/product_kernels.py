@@ -1,8 +1,9 @@
-"""Which matrix products of a program kernels of our own compute on a TPU: those that are measured faster.
+"""Which matrix products of a program kernels of our own compute on a TPU: those that make it the fastest.
 
 A kernel takes its operands from main memory and leaves its result there, where the compiler may have computed
-more in one go: the vectors before, the activation after. What that costs is added to the kernel's side: the
-bytes, and two operations more. A kernel that the compiler refuses is not taken.
+more in one go: the vectors before, the activation after. What that costs shows in the program. So it is
+compiled without kernels of ours, with those that win by enough to pay for it (the bytes, and two operations
+more), and with all that win. Products count as they are measured by themselves, the rest by estimate.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..backends.tpu import TpuTarget
-from ..backends.tpu_products import ComparedProduct, Refusal, compare_products
+from ..backends.tpu import Refusal, TpuTarget
+from ..backends.tpu_products import ComparedProduct, compare_products
 from ..backends.tpu_selection import TpuKernels, products_of
 from ..compiler.cost import load_target
 from ..compiler.cost.kernels import RESULT_BYTES, Product
@@ -23,46 +24,60 @@ from ..compiler.program import Program
 
 @dataclass(frozen=True, slots=True)
 class ProductKernel:
-    """A product of a program: the nodes that it is, both kernels, and the cycles that ours needs besides to
-    hand over its operand and its result to operations of their own."""
+    """A product of a program: the nodes that it is, both kernels, the cycles that ours might need besides to
+    hand over its operand and its result to operations of their own, and whether it ``is_ours``."""
 
     nodes: tuple[str, ...]
     compared: ComparedProduct
     handover_cycles: float
+    is_ours: bool = False
+
+    @property
+    def gained_cycles(self) -> float:
+        """How much faster our kernel is by itself; none where either is refused."""
+        ours, compilers = self.compared.kernel, self.compared.emitter
+        if isinstance(ours, Refusal) or isinstance(compilers, Refusal):
+            return 0.0
+        return compilers.cycles - ours.cycles
 
     @property
     def cycles(self) -> float:
-        """Those of our kernel, all in; infinite where it is refused."""
-        kernel = self.compared.kernel
-        return math.inf if isinstance(kernel, Refusal) else kernel.cycles + self.handover_cycles
-
-    @property
-    def is_ours(self) -> bool:
-        return self.cycles < self.compared.emitter.cycles
+        """All nodes by the kernel that they have; 0 where that could not be measured."""
+        used = self.compared.kernel if self.is_ours else self.compared.emitter
+        return 0.0 if isinstance(used, Refusal) else len(self.nodes) * used.cycles
 
     @property
     def refusal(self) -> str | None:
-        """Why the compiler does not take our kernel; None where it does."""
-        kernel = self.compared.kernel
-        return kernel.reason if isinstance(kernel, Refusal) else None
+        """Why the compiler does not take one of the kernels; None where it takes both."""
+        found = (self.compared.kernel, self.compared.emitter)
+        return next((each.reason for each in found if isinstance(each, Refusal)), None)
 
     def refused(self, reason: str) -> ProductKernel:
         """The same left to the compiler, which refused the kernel in its program."""
-        return replace(self, compared=replace(self.compared, kernel=Refusal(reason)))
+        return replace(self, is_ours=False, compared=replace(self.compared, kernel=Refusal(reason)))
 
     def to_json(self) -> dict[str, Any]:
-        compared, kernel = self.compared, self.compared.kernel
+        compared = self.compared
+        sides = {"ours": compared.kernel, "compiler": compared.emitter}
         return {
             "product": compared.product.name,
             "nodes": list(self.nodes),
             "kernel": "ours" if self.is_ours else "compiler",
             "tiling": asdict(compared.choice.tiling),
-            "cycles": None if isinstance(kernel, Refusal) else round(self.cycles),
             "handover_cycles": round(self.handover_cycles),
             "refusal": self.refusal,
-            "ours": None if isinstance(kernel, Refusal) else kernel.to_json(),
-            "compiler": compared.emitter.to_json(),
+            **{name: None if isinstance(side, Refusal) else side.to_json() for name, side in sides.items()},
         }
+
+
+def kernel_choices(products: Sequence[ProductKernel]) -> list[tuple[ProductKernel, ...]]:
+    """Without kernels of ours, with those that pay for handing over, and with all that win by themselves."""
+    least = (lambda each: math.inf, lambda each: each.handover_cycles, lambda each: 0.0)
+    found = [
+        tuple(replace(each, is_ours=each.gained_cycles > wanted(each)) for each in products)
+        for wanted in least
+    ]
+    return list(dict.fromkeys(found))
 
 
 def compare_kernels(programs: Sequence[Program], machine: TpuTarget) -> dict[str, tuple[ProductKernel, ...]]:
@@ -89,7 +104,7 @@ def compare_kernels(programs: Sequence[Program], machine: TpuTarget) -> dict[str
 
 
 def chosen_kernels(products: Iterable[ProductKernel]) -> TpuKernels:
-    """The kernels of ours that are faster."""
+    """The kernels of ours that are used."""
     return TpuKernels(
         {each.compared.product: each.compared.choice.tiling for each in products if each.is_ours}
     )

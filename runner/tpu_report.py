@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..backends.stablehlo import emit_stablehlo
-from ..backends.tpu import RefusedError, TpuProgram, TpuTarget, compile_for_tpu, libtpu_version
+from ..backends.tpu import Refusal, RefusedError, TpuProgram, TpuTarget, compile_each, libtpu_version
 from ..backends.tpu_hlo import Module, Operation, parse_module
 from ..compiler.cost.comparison import Estimate
 from ..compiler.passes.gather_kept import gather_kept
 from ..compiler.program import STATE_PREFIX, Program
 from ..ir.errors import SystolicError
-from .product_kernels import ProductKernel, chosen_kernels, compare_kernels
+from .product_kernels import ProductKernel, chosen_kernels, compare_kernels, kernel_choices
 
 # States that a step adds to, and must not move; a tail or a carry is new as a whole in every step.
 _KEPT = ("append", "ring")
@@ -71,6 +71,22 @@ class TpuReport:
     @property
     def cycles(self) -> int:
         return sum((operation.cycles or 0) * times for operation, times in self.module.scheduled)
+
+    @property
+    def measured_cycles(self) -> float:
+        """Products as they were measured by themselves, and everything without one by the estimate."""
+        return sum(product.cycles for product in self.products) + self.rest[0]
+
+    @property
+    def rest(self) -> tuple[int, int]:
+        """Estimated cycles of the operations without a product that was measured, and their number."""
+        names = {node for product in self.products for node in product.nodes}
+        found = [
+            (operation.cycles * times, times)
+            for operation, times in self.module.scheduled
+            if operation.cycles is not None and names.isdisjoint(self.nodes(operation))
+        ]
+        return sum(cycles for cycles, _ in found), sum(times for _, times in found)
 
     @property
     def unestimated(self) -> dict[str, int]:
@@ -143,44 +159,47 @@ def compile_reports(
 ) -> tuple[dict[str, str], list[TpuReport]]:
     """The StableHLO of each program as it was compiled for the target, by name, and the reports.
 
-    With ``own_kernels``, products are computed by kernels of our own where those are faster; a program that
-    the compiler refuses with them is compiled without.
+    With ``own_kernels``, products are computed by kernels of our own where the program takes less with them.
+    Raises ``RefusedError`` if the compiler refuses a program without any.
     """
     listed = [replace(program, graph=gather_kept(program.graph)) for program in programs]
     kernels = compare_kernels(listed, target) if own_kernels else {}
-    texts = {program.name: _text(program, kernels.get(program.name, ())) for program in listed}
-    try:
-        compiled = compile_for_tpu(texts, target)
-    except RefusedError:
-        if not any(each.is_ours for products in kernels.values() for each in products):
-            raise
-        compiled = {}
-        for program in listed:
-            products = kernels[program.name]
-            compiled[program.name], kernels[program.name] = _compile_or_leave(program, products, target)
-            texts[program.name] = _text(program, kernels[program.name])
-    return texts, [
-        report_on(program, compiled[program.name], kernels.get(program.name, ())) for program in listed
-    ]
+    choices = {program.name: kernel_choices(kernels.get(program.name, ())) for program in listed}
+    texts = {
+        f"{program.name}.{i}": _text(program, products)
+        for program in listed
+        for i, products in enumerate(choices[program.name])
+    }
+    compiled = compile_each(texts, target)
+    reports = []
+    for program in listed:
+        tried = [compiled[f"{program.name}.{i}"] for i in range(len(choices[program.name]))]
+        reports.append(_best_report(program, list(zip(choices[program.name], tried, strict=True))))
+    return {r.program: _text(p, r.products) for p, r in zip(listed, reports, strict=True)}, reports
 
 
 def _text(program: Program, products: Sequence[ProductKernel]) -> str:
     return emit_stablehlo(program, chosen_kernels(products), states_row_major=True)
 
 
-def _compile_or_leave(
-    program: Program, products: Sequence[ProductKernel], target: TpuTarget
-) -> tuple[TpuProgram, tuple[ProductKernel, ...]]:
-    """The program with the kernels of ours that were chosen, or without them if the compiler refuses that."""
-    try:
-        return compile_for_tpu({program.name: _text(program, products)}, target)[program.name], tuple(
-            products
-        )
-    except RefusedError as error:
-        left = tuple(each.refused(str(error)) if each.is_ours else each for each in products)
-        if left == tuple(products):
-            raise
-        return compile_for_tpu({program.name: _text(program, left)}, target)[program.name], left
+def _best_report(
+    program: Program, compiled: Sequence[tuple[tuple[ProductKernel, ...], TpuProgram | Refusal]]
+) -> TpuReport:
+    """The report on the program with the kernels with which it takes the least; products say where one was
+    refused."""
+    (_, without), *_ = compiled
+    if isinstance(without, Refusal):
+        raise RefusedError(without.reason)
+    reports = [report_on(program, each, p) for p, each in compiled if not isinstance(each, Refusal)]
+    best = min(reports, key=lambda report: report.measured_cycles)
+    for products, each in compiled:
+        if isinstance(each, Refusal):
+            left = (
+                own.refused(each.reason) if own.is_ours and not used.is_ours else used
+                for own, used in zip(products, best.products, strict=True)
+            )
+            best = replace(best, products=tuple(left))
+    return best
 
 
 def report_on(program: Program, compiled: TpuProgram, products: Sequence[ProductKernel] = ()) -> TpuReport:

@@ -14,16 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from systolic.backends import tpu_products
+from systolic.backends import tpu, tpu_products
 from systolic.backends.stablehlo import emit_stablehlo
 from systolic.backends.stablehlo_text import location_text
-from systolic.backends.tpu import RefusedError, TpuProgram, _reason, compile_for_tpu, parse_target
+from systolic.backends.tpu import Refusal, RefusedError, TpuProgram, _reason, compile_for_tpu, parse_target
 from systolic.backends.tpu_hlo import Operation
 from systolic.backends.tpu_kernels import kernel_config, multiply
 from systolic.backends.tpu_products import (
     ComparedProduct,
     Measured,
-    Refusal,
     kernels_text,
     measure_kernels,
     product_text,
@@ -51,7 +50,7 @@ from systolic.models.load import load
 from systolic.runner import tpu_report
 from systolic.runner.commands.tpu_files import tpu_table
 from systolic.runner.options import Options
-from systolic.runner.product_kernels import ProductKernel, chosen_kernels
+from systolic.runner.product_kernels import ProductKernel, chosen_kernels, kernel_choices
 from systolic.runner.program_source import DerivedPrograms
 from systolic.runner.tpu_report import compile_reports, report_on
 
@@ -278,12 +277,25 @@ def compared(ours: float, compilers: float) -> ProductKernel:
     return ProductKernel(("a", "b"), ComparedProduct(product, choice, *sides, bound(product, V5E)), 50.0)
 
 
-def test_a_kernel_is_taken_where_it_wins_with_what_it_hands_over():
-    assert [each.is_ours for each in (compared(900, 1000), compared(960, 1000))] == [True, False]
-    assert compared(900, 1000).to_json()["kernel"] == "ours"
-    product = compared(900, 1000).compared.product
-    assert list(chosen_kernels([compared(900, 1000)]).tilings) == [product]
-    assert not chosen_kernels([compared(1000, 1000)]).tilings
+def test_programs_are_tried_with_no_kernels_with_those_that_pay_and_with_all_that_win():
+    pays, wins, loses = (compared(ours, 1000) for ours in (900, 960, 1100))
+    refused = replace(wins, compared=replace(wins.compared, kernel=Refusal("too large")))
+    tried = kernel_choices((pays, wins, loses, refused))
+    assert [[each.is_ours for each in choice] for choice in tried] == [
+        [False, False, False, False],
+        [True, False, False, False],
+        [True, True, False, False],
+    ]
+    assert [sum(each.cycles for each in choice) for choice in tried] == [8000, 7800, 7720]  # two nodes each
+    assert len(kernel_choices((loses,))) == 1
+    assert kernel_choices(()) == [()]
+
+
+def test_only_kernels_of_ours_are_emitted():
+    used = replace(compared(900, 1000), is_ours=True)
+    assert used.to_json()["kernel"] == "ours"
+    assert list(chosen_kernels([used]).tilings) == [used.compared.product]
+    assert not chosen_kernels([replace(used, is_ours=False)]).tilings
 
 
 # ---- what the compiler refuses ----
@@ -324,26 +336,40 @@ def test_a_refused_kernel_is_told_apart_from_the_others(monkeypatch):
     assert second == Refusal("libtpu cannot compile: CompileTimeScopedVmemOom")
 
 
-def test_a_program_that_is_refused_with_our_kernels_is_compiled_without(decode, monkeypatch):
-    product = next(product for product in products_of(decode.graph).values() if product.n == 512)
+@pytest.fixture
+def winning(decode, monkeypatch) -> ProductKernel:
+    """A product of a decode step for which our kernel is much faster by itself."""
+    node, product = next((n, p) for n, p in products_of(decode.graph).items() if p.n == 512)
     choice = rank_tilings(product, V5E)[0]
     sides = Measured(100, 100, 1000), Measured(10_000, 100, 1000)
-    ours = ProductKernel(("a",), ComparedProduct(product, choice, *sides, bound(product, V5E)), 50.0)
-    assert ours.is_ours
-    monkeypatch.setattr(tpu_report, "compare_kernels", lambda *_: {decode.name: (ours,)})
-    monkeypatch.setattr(tpu_report, "compile_for_tpu", compiler_without("@tpu_custom_call"))
+    found = ProductKernel((node.name,), ComparedProduct(product, choice, *sides, bound(product, V5E)), 50.0)
+    monkeypatch.setattr(tpu_report, "compare_kernels", lambda *_: {decode.name: (found,)})
+    return found
+
+
+def test_a_program_uses_the_kernels_with_which_it_takes_the_least(decode, winning, monkeypatch):
+    monkeypatch.setattr(tpu, "compile_for_tpu", compiler_without("nothing"))
+    texts, (report,) = compile_reports([decode], parse_target("tpu-v5e"), own_kernels=True)
+    assert "@tpu_custom_call" in texts[decode.name]
+    assert [each.is_ours for each in report.products] == [True]
+    assert report.measured_cycles == 100
+
+
+def test_a_program_that_is_refused_with_our_kernels_is_compiled_without(decode, winning, monkeypatch):
+    monkeypatch.setattr(tpu, "compile_for_tpu", compiler_without("@tpu_custom_call"))
     texts, (report,) = compile_reports([decode], parse_target("tpu-v5e"), own_kernels=True)
     assert "@tpu_custom_call" not in texts[decode.name]
     assert [(each.is_ours, each.refusal) for each in report.products] == [
         (False, "libtpu cannot compile: CompileTimeScopedVmemOom")
     ]
     assert report.products[0].to_json()["ours"] is None
+    product, tiling = winning.compared.product, winning.compared.choice.tiling
     shown = tpu_table([report], parse_target("tpu-v5e"))
-    assert f"{product.name} is left to the compiler, which refuses {choice.tiling}: libtpu cannot" in shown
+    assert f"{product.name}, {tiling}, is left to it: libtpu cannot compile: CompileTime" in shown
 
 
 def test_a_program_that_is_refused_without_our_kernels_is_an_error(decode, monkeypatch):
-    monkeypatch.setattr(tpu_report, "compile_for_tpu", compiler_without("stablehlo"))
+    monkeypatch.setattr(tpu, "compile_for_tpu", compiler_without("stablehlo"))
     with pytest.raises(RefusedError, match="VmemOom"):
         compile_reports([decode], parse_target("tpu-v5e"))
 

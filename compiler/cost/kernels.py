@@ -6,9 +6,12 @@ tile of rhs per step. Two sides make the time of a step, and both are known with
 *Scheduled cycles*, with all tiles at hand: the busiest of three units, each working through the folds of a
 step (a fold is a piece of rhs as large as an array). ``rows`` are those of a tile of lhs.
 
-    arrays  = hidden_step + folds · rows / arrays
+    arrays  = hidden_step + folds · rows / arrays        (int8: at twice the rate)
     weights = step + folds · max(push, latch + rows / (2 · arrays))
     vector  = step + registers of lhs · feed + registers of results per fold of k
+    and where k takes several steps, after the arrays: registers of results · sum
+
+push and latch are those of bf16; int8 takes half of them, f32, which is rounded on its way in, twice as long.
 
 *Main memory*: while a step is computed the tiles of the next one arrive. There are two buffers, so the tiles
 after those are asked for when the step is done, and two steps take no less than one pass through a buffer.
@@ -37,6 +40,9 @@ SUBLANES = 8  # a vector register is 8 sublanes of 128 lanes
 LEAST_ROWS: Mapping[str, int] = {"f32": 8, "bf16": 16, "i8": 32}  # of a tile: as many as fill 8 sublanes
 ACCUMULATORS: Mapping[str, str] = {"i8": "i32"}  # what products of a dtype are added up in; f32 otherwise
 RESULT_BYTES: Mapping[str, int] = {**DTYPE_BYTES, "i32": 4}
+ROW_CYCLES: Mapping[str, float] = {
+    "i8": 0.5
+}  # of an array per row of lhs; one for what is multiplied as bf16
 LEAST_WAVE = 64  # rows: a shorter wave leaves the array as late as this one
 FLUSH = 1.25  # per register of results: to clear it before a tile of the result, and to hand it over after
 SPARE_BYTES = 1 << 20  # of scoped memory, for what is not a tile
@@ -163,21 +169,23 @@ def scheduled_cycles(tilings: Tilings, product: Product, kernel: Kernel, cells: 
     """Cycles of the kernel's instructions, all steps together. ``cells``: rows and columns of an array."""
     down, across = ceil_div(tilings.k, cells[0]), ceil_div(tilings.n, cells[1])
     folds, rows = down * across, tilings.m
-    wave = rows / kernel.arrays
-    push = kernel.transposed_push_cycles if product.is_transposed else kernel.push_cycles
+    wave = rows * ROW_CYCLES.get(product.rhs, 1.0) / kernel.arrays
+    width = DTYPE_BYTES[product.rhs] / DTYPE_BYTES["bf16"]
+    push = width * (kernel.transposed_push_cycles if product.is_transposed else kernel.push_cycles)
     arrays = kernel.hidden_step_cycles + folds * wave
-    weights = kernel.step_cycles + folds * np.maximum(push, kernel.latch_cycles + wave / 2)
+    weights = kernel.step_cycles + folds * np.maximum(push, width * kernel.latch_cycles + wave / 2)
     pieces_m, pieces_k, pieces_n = tilings.pieces
-    width = DTYPE_BYTES[product.lhs] / DTYPE_BYTES["bf16"]
-    fed = rows / SUBLANES * ceil_div(tilings.k, LANES) * width * kernel.feed_cycles
+    lhs_width = DTYPE_BYTES[product.lhs] / DTYPE_BYTES["bf16"]
+    fed = rows / SUBLANES * ceil_div(tilings.k, LANES) * lhs_width * kernel.feed_cycles
     stays = pieces_m * pieces_k == 1  # such a tile of lhs is put in order once
     lhs = np.where(stays, 0.0, fed)
     results = rows / SUBLANES * down * ceil_div(tilings.n, LANES)
     vector = kernel.step_cycles + lhs + results
-    step = np.maximum(np.maximum(arrays, weights), vector)
     registers = tilings.m * tilings.n / (SUBLANES * LANES)
+    summed = np.where(pieces_k > 1, registers * kernel.sum_cycles, 0.0)
+    step = np.maximum(np.maximum(arrays, weights), vector) + summed
     flush = np.where(pieces_k > 1, FLUSH * registers * pieces_m * pieces_n, 0.0)
-    first = folds * np.maximum(rows, LEAST_WAVE) / kernel.arrays / np.where(arrays >= weights, 2, 1)
+    first = folds * np.maximum(wave, LEAST_WAVE / kernel.arrays) / np.where(arrays >= weights, 2, 1)
     # The first step fills the units and the last empties them, register by register of every array.
     once = kernel.start_cycles + first + kernel.arrays * registers + np.where(stays, fed, 0.0)
     return once + tilings.steps * step + flush
@@ -259,7 +267,7 @@ class Bound:
 def bound(product: Product, target: Target) -> Bound:
     """The bound of a product; raises ``SystolicError`` if the target has no figures of kernels."""
     kernel, compiler, arrays = _figures(target)
-    cells = arrays.rows * arrays.columns * kernel.arrays * target.macs_per_cell(product.rhs)
+    cells = arrays.rows * arrays.columns * kernel.arrays / ROW_CYCLES.get(product.rhs, 1.0)
     tiles = tile_bytes(one_tiling(product, KernelTiling(product.m, product.k, product.n)), product)
     moved = float((tiles.lhs + tiles.rhs + tiles.result)[0])
     return Bound(product.m * product.k * product.n / cells, moved / compiler.bytes_per_cycle)

@@ -104,7 +104,9 @@ class Kernel:
     ``arrays`` work for one program. ``start_cycles`` once; ``step_cycles`` in each step for addresses, moves
     and loops, of which ``hidden_step_cycles`` are left where the arrays have the most to do. A piece of rhs
     as large as an array is pushed in ``push_cycles`` (``transposed_push_cycles`` if kept as [n, k]) and
-    latched in ``latch_cycles``, which count all arrays at work. ``feed_cycles`` bring a register of lhs.
+    latched in ``latch_cycles``, which count all arrays at work. ``feed_cycles`` bring a register of lhs,
+    ``sum_cycles`` add a register of results to the sums where k takes several steps (0: while it leaves the
+    arrays). ``tried``: so many of the tilings that are predicted to be the fastest are compiled to find one.
     """
 
     arrays: int
@@ -115,6 +117,8 @@ class Kernel:
     transposed_push_cycles: float
     latch_cycles: float
     feed_cycles: float
+    sum_cycles: float = 0.0
+    tried: int = 1
 
 
 @dataclass(frozen=True, slots=True)

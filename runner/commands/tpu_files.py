@@ -20,7 +20,7 @@ from .table import aligned
 
 if TYPE_CHECKING:
     from ...backends.tpu import TpuTarget
-    from ...backends.tpu_products import ComparedProduct
+    from ...backends.tpu_products import ComparedProduct, Measured
     from ...compiler.cost import Matmul
     from ...compiler.cost.prediction import Prediction
     from ..tpu_report import TpuReport
@@ -85,21 +85,24 @@ def _copies(report: TpuReport) -> list[str]:
 
 def _products(report: TpuReport) -> list[str]:
     """Whose kernel computes each matrix product, and what both take, one of them by itself."""
+    from ...backends.tpu import Refusal
+
     header = ("product", "count", "kernel", "ours", "compiler's", "tiles of ours")
     lines = [
         (
             each.compared.product.name,
             f"{len(each.nodes):,}",
             "ours" if each.is_ours else "compiler's",
-            "refused" if each.refusal else f"{each.cycles:,.0f}",
-            f"{each.compared.emitter.cycles:,.0f}",
+            *(
+                "refused" if isinstance(side, Refusal) else f"{side.cycles:,.0f}"
+                for side in (each.compared.kernel, each.compared.emitter)
+            ),
             str(each.compared.choice.tiling),
         )
         for each in report.products
     ]
     refusals = [
-        f"{each.compared.product.name} is left to the compiler, which refuses {each.compared.choice.tiling}: "
-        f"{each.refusal}"
+        f"{each.compared.product.name}, {each.compared.choice.tiling}, is left to it: {each.refusal}"
         for each in report.products
         if each.refusal
     ]
@@ -218,7 +221,7 @@ def _ratio(predicted: float, estimated: float) -> str:
 
 def product_json(found: Matmul, compared: ComparedProduct) -> dict[str, Any]:
     """The prediction of one matmul, and beside it our kernel and the compiler's emitter."""
-    from ...backends.tpu_products import Refusal
+    from ...backends.tpu import Refusal
 
     choice, kernel = compared.choice, compared.kernel
     return found.to_json() | {
@@ -230,7 +233,7 @@ def product_json(found: Matmul, compared: ComparedProduct) -> dict[str, Any]:
                 "predicted_scheduled_cycles": round(choice.scheduled_cycles),
                 **({"refusal": kernel.reason} if isinstance(kernel, Refusal) else kernel.to_json()),
             },
-            "emitter": compared.emitter.to_json(),
+            "emitter": _emitter(compared).to_json(),
             "bound": {
                 "cycles": round(compared.bound.cycles),
                 "arrays": round(compared.bound.arrays),
@@ -242,9 +245,9 @@ def product_json(found: Matmul, compared: ComparedProduct) -> dict[str, Any]:
 
 def product_table(found: Matmul, compared: ComparedProduct) -> str:
     """The same as a table: cycles with main memory, and of the instructions alone."""
-    from ...backends.tpu_products import Refusal
+    from ...backends.tpu import Refusal
 
-    choice, kernel, emitter, bound = compared.choice, compared.kernel, compared.emitter, compared.bound
+    choice, kernel, emitter, bound = compared.choice, compared.kernel, _emitter(compared), compared.bound
     estimated = "" if emitter.estimated_cycles is None else f"{emitter.estimated_cycles:,}"
     tiles = "×".join(map(str, emitter.tiles)) if emitter.tiles else "-"
 
@@ -272,3 +275,12 @@ def product_table(found: Matmul, compared: ComparedProduct) -> str:
         ("the compiler's estimate", estimated or "-", "-", "-", f"predicted {found.cycles:,}"),
     ]
     return aligned(rows, right=(1, 2, 3))
+
+
+def _emitter(compared: ComparedProduct) -> Measured:
+    """The compiler's own; ``RefusedError`` if it does not take the product."""
+    from ...backends.tpu import Refusal, RefusedError
+
+    if isinstance(compared.emitter, Refusal):
+        raise RefusedError(compared.emitter.reason)
+    return compared.emitter
