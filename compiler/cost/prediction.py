@@ -17,15 +17,8 @@ from ...ir.types import FLOATS
 from ..derive import Form, choose_forms, derive_cheapest, derive_chunk, derive_score
 from ..program import Program, State
 from .region_cost import Costs, Machine
-from .regions import (
-    Region,
-    are_siblings,
-    counted_bytes,
-    join_attention,
-    join_siblings,
-    regions_of,
-    widen_first,
-)
+from .region_forms import are_siblings, join_attention, join_siblings, widen_first
+from .regions import Region, counted_bytes, regions_of
 from .targets import DTYPE_BYTES, Target
 
 PHASES = ("decode", "prefill")
