@@ -33,6 +33,10 @@ class Prepared(Protocol):
     def program(self) -> Program:
         """What was prepared."""
 
+    @property
+    def layers(self) -> str:
+        """How layers that repeat were compiled, and why: one by one, or as one loop."""
+
     def run(
         self, parameters: Arrays, inputs: Arrays, states: Arrays
     ) -> tuple[dict[str, Any], dict[str, Any]]:

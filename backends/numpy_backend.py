@@ -25,6 +25,11 @@ class NumpyProgram:
     source: str
     function: Callable[..., Any]
 
+    @property
+    def layers(self) -> str:
+        """Layers that repeat, in a source that is to be read."""
+        return "one by one: the numpy backend writes every layer"
+
     def run(
         self, parameters: Arrays, inputs: Arrays, states: Arrays
     ) -> tuple[dict[str, Any], dict[str, Any]]:

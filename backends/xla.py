@@ -25,6 +25,7 @@ from .contractions.table import FormTable
 from .interface import Arrays, Lowered
 from .native.build import load_kernels
 from .native.calls import blank_program
+from .native.layers import describe_layers
 from .xla_device import XlaDevice, fetch, give_back_memory, run
 
 LARGE = 1 << 20  # bytes of zeros that are not made before they are written
@@ -57,6 +58,7 @@ class XlaProgram:
         self.compile_seconds = compiled.seconds
         self.from_cache = compiled.from_cache
         self._device = backend.device
+        self._rolling = backend.kernels, backend.roll
         self._parameters = [node.name for node in program.graph.parameters]
         self._inputs = [_place_of(node.name) for node in program.graph.inputs]
         self._outputs = [_place_of(name) for name in program.graph.outputs]
@@ -89,6 +91,11 @@ class XlaProgram:
     def _placed(self, arrays: list[Any]) -> list[Any]:
         place = self._device.place
         return [place(array) if isinstance(array, np.ndarray | np.generic) else array for array in arrays]
+
+    @cached_property
+    def layers(self) -> str:
+        """How layers that repeat were compiled, and why."""
+        return describe_layers(self.program.graph, *self._rolling)
 
     @property
     def optimized_text(self) -> str:

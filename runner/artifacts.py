@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ..backends import backend_named
+from ..backends.native import Kernels
+from ..backends.native.layers import describe_layers
 from ..backends.numpy_source import emit_numpy
 from ..backends.stablehlo import emit_stablehlo
 from ..compiler.pipeline import run_passes
@@ -182,6 +184,7 @@ def _program_to_json(kind: str, source: int, program: Program) -> dict[str, Any]
         "inputs": [{"name": n.name, "type": str(n.type)} for n in graph.inputs],
         "outputs": [{"name": name, "type": str(n.type)} for name, n in graph.outputs.items()],
         "donated": list(program.donated),
+        "layers": describe_layers(graph, Kernels(""), "auto"),  # where kernels of ours run
     }
 
 

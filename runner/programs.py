@@ -38,7 +38,8 @@ class Made:
 
     def __str__(self) -> str:
         program, origin = self.prepared.program, ", from the cache" if self.from_cache else ""
-        return f"{self.name}: {program.rows} rows of {program.chunk}, {self.seconds:.3f} s{origin}"
+        made = f"{self.name}: {program.rows} rows of {program.chunk}, {self.seconds:.3f} s{origin}"
+        return f"{made}; layers {self.prepared.layers}"
 
 
 class ProgramTable(Generic[Result]):

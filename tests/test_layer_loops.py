@@ -115,6 +115,29 @@ def test_layers_that_alternate(kernels, tmp_path):
     assert said[0] == said[1]
 
 
+def test_what_was_chosen_is_reported(kernels, cli, shared, tmp_path):
+    stories = shared / "real" / "stories260K"
+    arguments = ("run", stories, "--prompt", "Once", "--max-new-tokens", 2, "--capacity", 32, "--json")
+    layers = {}
+    for roll in ("always", "never", "auto"):
+        programs = json.loads(cli(*arguments, "--roll", roll)[1])["programs"]
+        layers[roll] = {program["name"]: program["layers"] for program in programs}
+    assert layers["always"]["generate.greedy"] == "one loop over 5 times 57 nodes, 228 fewer to compile"
+    assert layers["never"]["generate.greedy"] == "one by one: layers are to stay apart"
+    assert layers["auto"]["generate.greedy"] == "one by one: a loop would spare XLA 228 nodes of at least 256"
+    assert cli("compile", stories, "--out", tmp_path / "out", "--capacity", 32)[0] == 0
+    (decode,) = (
+        p
+        for p in json.loads((tmp_path / "out" / "manifest.json").read_text())["programs"]
+        if p["name"] == "decode"
+    )
+    assert decode["layers"] == layers["auto"]["generate.greedy"]
+    report = json.loads(cli("run", tmp_path / "out", *arguments[2:6], "--json", "--roll", "always")[1])
+    assert {"one loop over 5 times 57 nodes, 228 fewer to compile"} <= {
+        p["layers"] for p in report["programs"]
+    }
+
+
 # ---- in place ----
 
 

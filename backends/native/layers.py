@@ -115,6 +115,14 @@ def choose_loop(
     return loop
 
 
+def describe_layers(graph: Graph, kernels: object, roll: str) -> str:
+    """How ``choose_loop`` has layers written, and why; a decode loop has them in its body."""
+    bodies = [node.params["body"] for node in graph.nodes if node.op.name == "loop"]
+    largest = max((graph, *bodies), key=lambda one: len(one.nodes))
+    chosen = choose_loop(largest, kernels, roll)
+    return str(chosen) if isinstance(chosen, LayerLoop) else f"one by one: {chosen}"
+
+
 def lower_loop(block: Block, loop: LayerLoop, outside: Values, lower_node: LowerNode) -> dict[Node, Value]:
     """Writes the loop; the values that it yields. ``outside`` are those of what its layers read."""
     found = loop.repetition

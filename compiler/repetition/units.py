@@ -12,9 +12,9 @@ unit has its *own*, or the same for all units:
     x.1 = add(x.0, h.1)
     logits = contraction(x.1, head)                    behind   logits, which reads the last x.i
 
-Units are found where an order of the nodes repeats (``sequence.py``). The first often stands apart there,
-between what it makes for all others, and is found by following what the second reads. What a unit yields must
-be a state that it was given under the same name, and what stands behind reads only what the last one carries.
+Units are found where an order of the nodes repeats (``sequence.py``). The first and the last often stand
+apart there, among what other nodes need, and are found by what reads what. What a unit yields must be a state
+that it was given under the same name, and what stands behind reads only what the last one carries.
 """
 
 from __future__ import annotations
@@ -96,18 +96,18 @@ def _repetition(sequence: Sequence, start: int, stretch: Stretch) -> Repetition 
     first = _first(sequence, units[0], rows)
     if first is None or not all(_same(sequence, a, b) for more in later for a, b in _pairs(more, rows)):
         return None
-    while (unit := _unit_before(sequence, units[0], rows, first)) is not None:
+    while (unit := _unit_after(sequence, units, rows, first)) is not None:
+        units.append(unit)
+    while (unit := _unit_before(sequence, units, rows, first)) is not None:
         earlier = _first(sequence, unit, rows)
         if earlier is None:
             break
         units.insert(0, unit)
         first = earlier
-    while len(units) > 1:
-        found = _closed(sequence, units, first)
-        if found is not None:
-            return found
-        units.pop()  # often what follows reads more of the last one
-    return None
+    whole = _closed(sequence, units, first)
+    if whole is not None or len(units) == 2:
+        return whole
+    return _closed(sequence, units[:-1], first)  # what follows may read more of the last one
 
 
 def operands(unit: Unit, before: Unit) -> Rows:
@@ -141,13 +141,29 @@ def _first(sequence: Sequence, unit: Unit, rows: Rows) -> dict[int, Node] | None
     return first if all(node.type == unit[place].type for place, node in first.items()) else None
 
 
-# ---- units in front of the first ----
+# ---- units beside those of the stretch ----
 
 
-def _unit_before(sequence: Sequence, unit: Unit, rows: Rows, first: Mapping[int, Node]) -> Unit | None:
-    """The unit whose results ``unit`` reads in ``first``, wherever its nodes stand."""
+def _unit_before(sequence: Sequence, units: list[Unit], rows: Rows, first: Mapping[int, Node]) -> Unit | None:
+    """The unit whose results the first of ``units`` reads, wherever its nodes stand."""
+    return _matched(sequence, units[0], rows, list(first.items()))
+
+
+def _unit_after(sequence: Sequence, units: list[Unit], rows: Rows, first: Mapping[int, Node]) -> Unit | None:
+    """The unit that reads the results of the last of ``units``, wherever its nodes stand."""
+    last, place = units[-1], max(first, default=0)
+    for node in sequence.nodes[sequence.place[last[0]] :]:
+        if sequence.kind[node] != sequence.kind[last[place]] or node in last:
+            continue
+        unit = _matched(sequence, last, rows, [(place, node)])
+        if unit is not None and all(_same(sequence, a, b) for a, b in _pairs(operands(unit, last), rows)):
+            return unit
+    return None
+
+
+def _matched(sequence: Sequence, unit: Unit, rows: Rows, waiting: list[tuple[int, Node]]) -> Unit | None:
+    """Another unit like ``unit``, from the nodes that are ``waiting`` for their places to what they read."""
     found: dict[int, Node] = {}
-    waiting = list(first.items())
     while waiting or len(found) < len(unit):
         place, node = waiting.pop() if waiting else _reader(sequence, unit, rows, found)
         if node is None or sequence.kind.get(node) != sequence.kind[unit[place]]:
@@ -157,8 +173,8 @@ def _unit_before(sequence: Sequence, unit: Unit, rows: Rows, first: Mapping[int,
         for operand, source in zip(rows[place], node.sources, strict=True):
             if isinstance(operand, Inside) and operand.place not in found:
                 waiting.append((operand.place, source))
-    before = tuple(found[place] for place in range(len(unit)))
-    return before if len({*before, *unit}) == 2 * len(unit) else None
+    matched = tuple(found[place] for place in range(len(unit)))
+    return matched if len({*matched, *unit}) == 2 * len(unit) else None
 
 
 def _reader(sequence: Sequence, unit: Unit, rows: Rows, found: Mapping[int, Node]) -> tuple[int, Node | None]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..executable import Executable
+    from ..programs import Made
 
 INTERRUPTED_STATUS = 130
 
@@ -254,4 +255,17 @@ def _report(executable: Executable, ids: list[int], record: Record) -> dict[str,
         "finish_reason": record.finish_reason,
         **({"logprobs": record.logprobs} if record.logprobs else {}),
         "timings": record.timings,
+        "programs": [_program_record(made) for made in executable.programs],
+    }
+
+
+def _program_record(made: Made) -> dict[str, Any]:
+    program = made.prepared.program
+    return {
+        "name": made.name,
+        "rows": program.rows,
+        "positions": program.chunk,
+        "seconds": made.seconds,
+        "from_cache": made.from_cache,
+        "layers": made.prepared.layers,
     }
