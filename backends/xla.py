@@ -25,7 +25,6 @@ from .contractions.table import FormTable
 from .interface import Arrays, Lowered
 from .native.build import load_kernels
 from .native.calls import blank_program
-from .native.layers import describe_layers
 from .xla_device import XlaDevice, fetch, give_back_memory, run
 
 LARGE = 1 << 20  # bytes of zeros that are not made before they are written
@@ -58,7 +57,7 @@ class XlaProgram:
         self.compile_seconds = compiled.seconds
         self.from_cache = compiled.from_cache
         self._device = backend.device
-        self._rolling = backend.kernels, backend.roll
+        self._rolling = backend.kernels, backend.roll, backend.forms
         self._parameters = [node.name for node in program.graph.parameters]
         self._inputs = [_place_of(node.name) for node in program.graph.inputs]
         self._outputs = [_place_of(name) for name in program.graph.outputs]
@@ -95,6 +94,8 @@ class XlaProgram:
     @cached_property
     def layers(self) -> str:
         """How layers that repeat were compiled, and why."""
+        from .native.layers import describe_layers  # only where it is asked for
+
         return describe_layers(self.program.graph, *self._rolling)
 
     @property

@@ -25,12 +25,11 @@ from systolic.backends.stablehlo import emit_stablehlo
 from systolic.backends.xla import XlaBackend, XlaProgram
 from systolic.compiler.pipeline import run_passes
 from systolic.compiler.program import Program
-from systolic.ir.graph import Graph
-from systolic.models.quantised import quantise
 from systolic.runner.options import options_for
 from systolic.runner.program_source import DerivedPrograms
 
-from .subjects import llama_config, mamba_config, random_weights
+from .peers.ours import with_weights_as
+from .subjects import Subject, llama_config, mamba_config, random_weights
 
 FORMS = ("never", "always")  # rolled
 WINDOW = {"model_type": "mistral", "sliding_window": 512}
@@ -65,21 +64,23 @@ class Row:
         return f"{shown}; a call takes {times}"
 
 
-def subject(name: str, hidden: int, layers: int) -> sy.Model:
+def subject(name: str, hidden: int, layers: int, *, has_weights: bool) -> Subject:
+    config = CONFIGS[name](hidden, layers)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
-        path.write_text(json.dumps(CONFIGS[name](hidden, layers)))
-        return sy.load(path)
+        path.write_text(json.dumps(config))
+        model = sy.load(path)
+    return Subject(name, config, model, random_weights(model.graph) if has_weights else {})
 
 
-def program_of(graph: Graph, model: sy.Model, positions: int) -> Program:
+def program_of(model: sy.Model, positions: int) -> Program:
     options = options_for(model, capacity=1024, chunk=max(positions, 16))
-    return DerivedPrograms(run_passes(graph, options.passes)[-1].graph, options).chunk(positions)
+    return DerivedPrograms(run_passes(model.graph, options.passes)[-1].graph, options).chunk(positions)
 
 
 def prepared(backend: XlaBackend, program: Program, roll: str) -> tuple[XlaProgram, float]:
     """The program, and the processor seconds that XLA took, which others who compute do not change."""
-    text = emit_stablehlo(program, backend.kernels, roll=roll)
+    text = emit_stablehlo(program, backend.kernels, backend.forms, roll=roll)
     started = time.process_time()
     found = backend.compile(text)
     return XlaProgram(program, text, found, backend), time.process_time() - started
@@ -107,19 +108,17 @@ def run_ratios(
 
 
 def measure(options: argparse.Namespace, name: str, layers: int) -> list[Row]:
-    model = subject(name, options.hidden, layers)
     runs, rows = layers in options.run_depths, []
-    graph, weights = model.graph, random_weights(model.graph) if runs else {}
-    if options.dtype != "f32":
-        graph, weights = quantise(graph, weights, options.dtype)
+    plain = subject(name, options.hidden, layers, has_weights=runs)
+    model = with_weights_as(plain, options.dtype)
     with tempfile.TemporaryDirectory() as cache:
         backend = XlaBackend("cpu", Path(cache))
         for positions in options.positions:
-            program = program_of(graph, model, positions)
+            program = program_of(model, positions)
             forms, seconds = zip(*(prepared(backend, program, roll) for roll in FORMS), strict=True)
             measured: tuple = ()
             if runs:
-                measured = run_ratios(backend, forms, weights, options.rounds)
+                measured = run_ratios(backend, forms, model.weights or {}, options.rounds)
             rows.append(Row(name, layers, positions, *seconds, *measured))
             if not options.json:
                 print(rows[-1], flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from dataclasses import asdict, replace
@@ -9,7 +10,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from benchmarks import contest, decode, judged, memory, startup
+from benchmarks import contest, decode, judged, memory, rolling, startup
 from benchmarks.peers import OURS, Setting, Unavailable, prepare
 from benchmarks.subjects import Subject, load_subject
 
@@ -170,3 +171,14 @@ def test_judgements_say_what_is_missed():
     ]
     at_most = judged.Judgement("µs", 100, [90, 120, 80], "µs", at_least=False)
     assert at_most.cells[-1] == "met"
+
+
+def test_rolling_measures_both_forms(capsys):
+    options = argparse.Namespace(hidden=64, run_depths=[6], positions=[1], rounds=2, dtype="f32", json=False)
+    (measured,) = rolling.measure(options, "llama", 6)
+    assert len(measured.ratios) == 2
+    assert re.fullmatch(
+        r"llama,   6 layers,   1 positions: compiled in [\d.]+ s unrolled, [\d.]+ s rolled; "
+        r"a call takes [\d.]+ \([\d.]+ to [\d.]+\) of [\d.]+ ms\n",
+        capsys.readouterr().out,
+    )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ...compiler.repetition import Repetition, find_repetition
 from ...ir.graph import Graph, Node
-from ..contractions.selection import choose_forms, select_forms
+from ..contractions.selection import choose_forms, near_inputs, near_parameters, select_forms
 from ..contractions.table import FormTable
 from ..stablehlo_control import COUNTER, advanced, repeat_while
 from ..stablehlo_text import Block, PerLayer, Results, Value
@@ -115,11 +115,15 @@ def choose_loop(
     return loop
 
 
-def describe_layers(graph: Graph, kernels: object, roll: str) -> str:
+def describe_layers(graph: Graph, kernels: object, roll: str, forms: FormTable | None = None) -> str:
     """How ``choose_loop`` has layers written, and why; a decode loop has them in its body."""
-    bodies = [node.params["body"] for node in graph.nodes if node.op.name == "loop"]
-    largest = max((graph, *bodies), key=lambda one: len(one.nodes))
-    chosen = choose_loop(largest, kernels, roll)
+    places = [(graph, near_parameters(graph, forms))]
+    for node in graph.nodes:
+        if node.op.name == "loop":
+            body, behind = node.params["body"], node.params["carries"] + node.params["scanned"]
+            places.append((body, near_inputs(body.inputs[behind:], forms)))
+    largest, near = max(places, key=lambda place: len(place[0].nodes))
+    chosen = choose_loop(largest, kernels, roll, forms, near)
     return str(chosen) if isinstance(chosen, LayerLoop) else f"one by one: {chosen}"
 
 
