@@ -124,14 +124,13 @@ def test_what_was_chosen_is_reported(kernels, cli, shared, tmp_path):
         layers[roll] = {program["name"]: program["layers"] for program in programs}
     assert layers["always"]["generate.greedy"] == "one loop over 5 times 57 nodes, 228 fewer to compile"
     assert layers["never"]["generate.greedy"] == "one by one: layers are to stay apart"
-    assert layers["auto"]["generate.greedy"] == "one by one: a loop would spare XLA 228 nodes of at least 256"
+    assert layers["auto"]["generate.greedy"].startswith(
+        "one by one: "
+    )  # too few, or products are faster apart
     assert cli("compile", stories, "--out", tmp_path / "out", "--capacity", 32)[0] == 0
-    (decode,) = (
-        p
-        for p in json.loads((tmp_path / "out" / "manifest.json").read_text())["programs"]
-        if p["name"] == "decode"
-    )
-    assert decode["layers"] == layers["auto"]["generate.greedy"]
+    programs = json.loads((tmp_path / "out" / "manifest.json").read_text())["programs"]
+    why = {program["name"]: program["layers"] for program in programs}
+    assert why["decode"] == "one by one: a loop would spare XLA 228 nodes of at least 256"
     report = json.loads(cli("run", tmp_path / "out", *arguments[2:6], "--json", "--roll", "always")[1])
     assert {"one loop over 5 times 57 nodes, 228 fewer to compile"} <= {
         p["layers"] for p in report["programs"]
