@@ -120,7 +120,6 @@ class XlaBackend:
     """
 
     name = "xla"
-    alignment = 64
 
     def __init__(
         self,
@@ -132,6 +131,7 @@ class XlaBackend:
         forms: FormTable | None = None,
     ) -> None:
         self.device = XlaDevice(platform)
+        self.alignment = 64 if self.device.platform == "cpu" else 1
         self.cache_directory = default_cache_directory() if cache_directory is None else cache_directory
         self.roll = roll
         is_cpu = self.device.platform == "cpu"

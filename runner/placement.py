@@ -17,7 +17,7 @@ from ..ir.graph import Graph, Node
 from ..ir.types import DTYPES
 from ..models.load import Model
 from ..models.quantised import QuantisedWeights
-from ..models.weights import Weights
+from ..models.weights import Weights, aligned_empty
 from .kept_weights import KeptWeights, kept_weights
 
 
@@ -48,7 +48,7 @@ def place_weights(
     def make(node: Node) -> tuple[str, np.ndarray]:
         if isinstance(weights, (Weights, KeptWeights)):
             return node.name, _checked(node, weights.array(node.name, backend.alignment))
-        return node.name, _checked(node, weights[node.name])
+        return node.name, _aligned(_checked(node, weights[node.name]), backend.alignment)
 
     largest_first = sorted(graph.parameters, key=lambda node: node.tensor.bytes, reverse=True)
     with ThreadPoolExecutor(os.cpu_count(), "place") as threads:
@@ -56,6 +56,16 @@ def place_weights(
     if isinstance(weights, KeptWeights):
         weights.keep(made, backend.alignment)
     return {node.name: backend.place(made[node.name]) for node in graph.parameters}
+
+
+def _aligned(array: np.ndarray, alignment: int) -> np.ndarray:
+    """The array where a backend can use it as it is. A backend would copy one that is not into small pages, whose
+    weights are read 5 to 10 percent slower than from large ones."""
+    if array.ctypes.data % alignment == 0 and array.flags.c_contiguous:
+        return array
+    copy = aligned_empty(array.shape, array.dtype)
+    copy[...] = array
+    return copy
 
 
 def _checked(node: Node, array: np.ndarray) -> np.ndarray:

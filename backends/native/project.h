@@ -1,8 +1,8 @@
 // Products of a few rows of x with matrices, reading every weight once: y[m, n] = sum_k x[m, k] * w[n, k].
 //
 // A row of x is cut into pieces in which it has one scale, as weights of fewer bits have theirs. How the pieces are
-// held depends on what the machine multiplies: floats; bf16 beside bf16, where x is the sum of two numbers of
-// 8 bits each; integers beside integers, where x has 16 bits. Both keep x to 1 part in 65,000 of a piece.
+// held depends on what the machine multiplies: floats; or integers beside integers, where x has 16 bits, which keeps it
+// to 1 part in 65,000 of a piece.
 
 #pragma once
 
@@ -15,11 +15,21 @@
 
 namespace {
 
-// How many rows of weights are read side by side for M rows of x: enough sums to hide the latency of adding, and
-// enough streams for the machine to fetch ahead of them. It does not fetch beyond the end of a page, so for a single x
-// rows that are as short are read one after the other; then sums of different numbers hide the latency.
+// How many rows of weights are read side by side for M rows of x: enough sums to hide the latency of adding.
 constexpr int RowsAtOnce(int m) { return m == 1 ? 8 : 4; }
-constexpr int64_t kPage = 4096;  // bytes
+
+// The longest row that is read by itself beside a single x; sums of different numbers hide the latency then. Such rows
+// are one stream, which the machine fetches ahead of them wherever pages end, but x is read again for each, so it must
+// stay in the nearest cache. Rows of f32 that are longer than a page are as quick side by side, and so are those of two
+// weights in a byte, which take longer to unpack than to fetch. As measured on Zen 4.
+template <typename W>
+constexpr int64_t kLongestAlone = 1024;
+template <>
+constexpr int64_t kLongestAlone<uint16_t> = 4096;  // 16 KiB of x
+template <>
+constexpr int64_t kLongestAlone<int8_t> = 8192;  // the same
+template <>
+constexpr int64_t kLongestAlone<Packed> = 0;
 constexpr int kUnrolled = 4;     // steps of a row that is read by itself
 
 // sums[m][r] = x[m] . rows[r] over `count` elements, lane by lane; the x are `stride` apart. Every row and
@@ -133,94 +143,65 @@ class FloatRows : public Pieces {
   const float* x_;
 };
 
-template <typename W>
-struct RowsFor {
-  using Type = FloatRows<W>;
-};
-
-#if defined(__AVX512BF16__)
-// Beside bf16: x as the sum of two bf16, each multiplied with the weights as they are.
-class SplitRows : public Pieces {
+// One row of x beside bf16: words of two weights are read, and their halves are floats when they are shifted up or when
+// the other half is cleared. So numbers of even places in a block of two vectors come first, then those of odd ones.
+class PairedRow : public Pieces {
  public:
   static constexpr bool kScaled = false;
-  SplitRows(const float* x, int64_t rows, int64_t k, int64_t)
-      : Pieces(rows, k, k), padded_((size + 31) / 32 * 32), high_(rows * count * padded_),
-        low_(rows * count * padded_) {
-    for (int64_t piece = 0; piece < count; ++piece) {
-      for (int64_t m = 0; m < rows; ++m) {
-        const float* from = x + m * k + piece * size;
-        uint16_t *high = high_.data() + (piece * rows + m) * padded_, *low = low_.data() + (piece * rows + m) * padded_;
-        std::fill_n(high, padded_, 0);
-        std::fill_n(low, padded_, 0);
-        for (int64_t i = 0; i < length(piece); ++i) {
-          high[i] = Narrow(from[i]);
-          low[i] = Narrow(from[i] - Widen(high[i]));
-        }
+  PairedRow(const float* x, int64_t rows, int64_t k, int64_t) : Pieces(rows, k, k), near_(k) {
+    int64_t i = 0;
+    for (; i + kBlock <= k; i += kBlock) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        near_[i + lane] = x[i + 2 * lane];
+        near_[i + kLanes + lane] = x[i + 2 * lane + 1];
       }
     }
+    std::copy(x + i, x + k, near_.data() + i);
   }
   float scale(int64_t, int) const { return 1.0f; }
 
   template <int M, int R>
-  void Dot(int64_t piece, const uint16_t* w, int64_t stride, Floats (*sums)[R]) const {
-    const uint16_t *high = high_.data() + piece * rows * padded_, *low = low_.data() + piece * rows * padded_;
-    const int64_t size = length(piece);
-    Floats upper[M][R] = {}, lower[M][R] = {};
-    int64_t k = 0;
-    if constexpr (M == 1 && R == 1) {
-      Floats first[kUnrolled] = {}, second[kUnrolled] = {};
-      for (; k + 32 * kUnrolled <= size; k += 32 * kUnrolled) {
+  void Dot(int64_t, const uint16_t* w, int64_t stride, Floats (*sums)[R]) const {
+    static_assert(M == 1, "beside more rows, weights are widened once for all of them");
+    constexpr int kSteps = R == 1 ? kUnrolled : 1;
+    Floats even[R * kSteps] = {}, odd[R * kSteps] = {};
+    int64_t i = 0;
+    for (; i + kSteps * kBlock <= k; i += kSteps * kBlock) {
 #pragma GCC unroll 8
-        for (int u = 0; u < kUnrolled; ++u) {
-          const __m512bh wide = Read<__m512bh>(w + k + 32 * u);
-          first[u] = (Floats)_mm512_dpbf16_ps((__m512)first[u], Read<__m512bh>(high + k + 32 * u), wide);
-          second[u] = (Floats)_mm512_dpbf16_ps((__m512)second[u], Read<__m512bh>(low + k + 32 * u), wide);
-        }
-      }
-      for (int u = 0; u < kUnrolled; ++u) upper[0][0] += first[u] + second[u];
+      for (int s = 0; s < R * kSteps; ++s) Step(w + s / kSteps * stride, i + s % kSteps * kBlock, &even[s], &odd[s]);
     }
-    for (; k + 32 <= size; k += 32) {
-      __m512bh wide[R];
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) wide[r] = Read<__m512bh>(w + r * stride + k);
-      Step<M, R>(high + k, low + k, wide, upper, lower);
+    for (; i + kBlock <= k; i += kBlock) {
+      for (int r = 0; r < R; ++r) Step(w + r * stride, i, &even[r], &odd[r]);
     }
-    if (k < size) {
-      __m512bh wide[R];
-      const __mmask32 some = (1u << (size - k)) - 1;
-      for (int r = 0; r < R; ++r) wide[r] = (__m512bh)_mm512_maskz_loadu_epi16(some, w + r * stride + k);
-      Step<M, R>(high + k, low + k, wide, upper, lower);
-    }
-    for (int m = 0; m < M; ++m) {
-      for (int r = 0; r < R; ++r) sums[m][r] = upper[m][r] + lower[m][r];
+    for (int r = 0; r < R; ++r) {
+      Floats total{};
+      for (int64_t rest = i; rest < k; ++rest) total[0] += near_[rest] * Widen(w[r * stride + rest]);
+      for (int s = r * kSteps; s < (r + 1) * kSteps; ++s) total += even[s] + odd[s];
+      sums[0][r] = total;
     }
   }
 
  private:
-  template <int M, int R>
-  void Step(const uint16_t* high, const uint16_t* low, const __m512bh* w, Floats (*upper)[R],
-            Floats (*lower)[R]) const {
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      const __m512bh first = Read<__m512bh>(high + m * padded_), second = Read<__m512bh>(low + m * padded_);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        upper[m][r] = (Floats)_mm512_dpbf16_ps((__m512)upper[m][r], first, w[r]);
-        Floats& other = M >= 4 ? upper[m][r] : lower[m][r];  // with few sums, more of them hide their latency
-        other = (Floats)_mm512_dpbf16_ps((__m512)other, second, w[r]);
-      }
-    }
+  static constexpr int64_t kBlock = 2 * kLanes;
+
+  void Step(const uint16_t* w, int64_t i, Floats* even, Floats* odd) const {
+    const Words pairs = Read<Words>(w + i);
+    *even += (Floats)(pairs << 16) * Read<Floats>(near_.data() + i);
+    *odd += (Floats)(pairs & 0xffff0000u) * Read<Floats>(near_.data() + i + kLanes);
   }
 
-  int64_t padded_;
-  Buffer<uint16_t> high_, low_;
+  Buffer<float> near_;
 };
 
-template <>
-struct RowsFor<uint16_t> {
-  using Type = SplitRows;
+// How M rows of x are held beside weights of kind W.
+template <typename W, int M>
+struct RowsFor {
+  using Type = FloatRows<W>;
 };
-#endif
+template <>
+struct RowsFor<uint16_t, 1> {
+  using Type = PairedRow;
+};
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 // Beside integers: x as integers of 16 bits with a scale for each piece. 
@@ -329,12 +310,12 @@ class IntegerRows : public Pieces {
   std::vector<float> scales_;
 };
 
-template <>
-struct RowsFor<int8_t> {
+template <int M>
+struct RowsFor<int8_t, M> {
   using Type = IntegerRows<int8_t>;
 };
-template <>
-struct RowsFor<Packed> {
+template <int M>
+struct RowsFor<Packed, M> {
   using Type = IntegerRows<Packed>;
 };
 #endif
@@ -477,14 +458,13 @@ void ProjectFew(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t k, 
       }
     }
     if constexpr (M <= kFew) {
-      using Rows = typename RowsFor<W>::Type;
+      using Rows = typename RowsFor<W, M>::Type;
+      constexpr int R = RowsAtOnce(M);
       const Rows held(all, M, k, groups);
+      const bool alone = M == 1 && k <= kLongestAlone<W>;
       SpreadOver<W>(pool, matrices, rows * k, 1, [&](const Matrix<W>& matrix, int64_t first, int64_t last) {
-        if (M == 1 && k * static_cast<int64_t>(sizeof(W)) / PerElement<W>() <= kPage) {
-          ProjectRows<M, 1, W, Rows>(held, rows, matrix, groups, first, last);
-        } else {
-          ProjectRows<M, RowsAtOnce(M), W, Rows>(held, rows, matrix, groups, first, last);
-        }
+        const auto project = alone ? ProjectRows<M, 1, W, Rows> : ProjectRows<M, R, W, Rows>;
+        project(held, rows, matrix, groups, first, last);
       });
     }
   });
