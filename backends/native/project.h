@@ -30,6 +30,7 @@ template <>
 constexpr int64_t kLongestAlone<int8_t> = 8192;  // the same
 template <>
 constexpr int64_t kLongestAlone<Packed> = 0;
+constexpr int64_t kPart = 1 << 17;  // weights in a part of a long product: about 10 microseconds
 constexpr int kUnrolled = 4;     // steps of a row that is read by itself
 
 // sums[m][r] = x[m] . rows[r] over `count` elements, lane by lane; the x are `stride` apart. Every row and
@@ -436,11 +437,14 @@ void SpreadOver(ffi::ThreadPool& pool, const std::vector<Matrix<W>>& matrices, i
   }, each);
 }
 
-// y[m, n] of up to kFew rows, or kFewColumns where weights are turned, for several matrices of one kind. Weights are read once: three rows take as long as
-// four, of which one is zero.
+// y[m, n] of up to kFew rows, or kFewColumns where weights are turned, for several matrices of one kind. Weights are
+// read once: three rows take as long as four, of which one is zero.
 template <typename W>
 void ProjectFew(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t k, int64_t groups, bool turned,
                 const std::vector<Matrix<W>>& matrices) {
+  const int64_t threads = std::max<int64_t>(1, pool.num_threads());
+  int64_t total = 0;
+  for (const auto& matrix : matrices) total += matrix.n;
   WithConstant(rows, [&](auto constant) {
     constexpr int M = decltype(constant)::value;
     std::vector<float> filled;
@@ -465,7 +469,7 @@ void ProjectFew(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t k, 
       SpreadOver<W>(pool, matrices, rows * k, 1, [&](const Matrix<W>& matrix, int64_t first, int64_t last) {
         const auto project = alone ? ProjectRows<M, 1, W, Rows> : ProjectRows<M, R, W, Rows>;
         project(held, rows, matrix, groups, first, last);
-      });
+      }, std::max(kParts, k * total / kPart / threads));
     }
   });
 }
