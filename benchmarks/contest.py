@@ -1,7 +1,8 @@
 """An interleaved run: all contestants take turns, round by round, and are compared within each round.
 
 A time on a shared machine says little; the ratio of two that ran one behind the other says more. A round is
-every contestant once, and the machine's read bandwidth; the first round compiles and is not counted.
+every contestant once, with the machine's read bandwidth before and behind it; the first round compiles and is
+not counted.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from .peers import OURS, PEERS, Contestant, Setting, Unavailable, prepare
 from .subjects import Subject
 
 REST = 0.3  # seconds between two contestants: threads of the one before may still spin
+READING = 0.15  # seconds in which the read bandwidth is measured between them
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Entry:
     setting: Setting
     work: Callable[[Contestant], Turn]
     seconds: list[float] = field(default_factory=list)
+    bandwidth: list[float] = field(default_factory=list)
     tokens: np.ndarray | None = None
 
 
@@ -90,18 +93,24 @@ def enter(
 
 
 def run_rounds(entries: Sequence[Entry], rounds: int) -> list[float]:
-    """Runs them all ``rounds`` times and once before; the read bandwidth of each round."""
-    bandwidth = []
+    """Runs them all ``rounds`` times and once before; the read bandwidth as measured between turns.
+
+    What a shared machine reads changes within seconds, so an entry's turn is held against the readings right
+    before and behind it.
+    """
+    readings = []
     for round_ in range(rounds + 1):
         for entry in entries:
+            before = machine.read_bandwidth(READING)
             turn = entry.work(entry.contestant)
             entry.tokens = turn.tokens
-            if round_:  # the first compiles
-                entry.seconds.append(turn.seconds)
             time.sleep(REST)
-        if round_:
-            bandwidth.append(machine.read_bandwidth())
-    return bandwidth
+            if round_:  # the first compiles
+                after = machine.read_bandwidth(READING)
+                entry.seconds.append(turn.seconds)
+                entry.bandwidth.append((before + after) / 2)
+                readings.append(before)
+    return readings
 
 
 def different_tokens(entries: Sequence[Entry]) -> list[str]:

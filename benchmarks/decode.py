@@ -7,7 +7,7 @@
 All run the same weights on the same threads and, in f32, must choose the same tokens: the likeliest, behind
 a random prompt. Printed are medians of the rounds with their range, how many times as fast as a peer ours is
 with weights kept in the same dtype, and the share of the machine's read bandwidth that reading every weight
-once per step comes to.
+once per step comes to, as measured right before and behind each turn.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ def measure(
         subject.name,
         subject.parameters,
         {**machine.describe(), "read_bandwidth": bandwidth},
-        [row(entry, entries, bandwidth) for entry in entries],
+        [row(entry, entries) for entry in entries],
         absent,
         different_tokens(entries),
         {"prompt": prompt, "tokens": tokens},
     )
 
 
-def row(entry: Entry, entries: Sequence[Entry], bandwidth: Sequence[float]) -> dict[str, Any]:
+def row(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
     """What was measured of one contestant."""
     base = base_of(entry, entries)
     size = entry.contestant.weight_bytes
@@ -91,7 +91,7 @@ def row(entry: Entry, entries: Sequence[Entry], bandwidth: Sequence[float]) -> d
         "weight_bytes": size,
         "tokens_per_second": [entry.setting.rows / s for s in entry.seconds],
         "ours_is_times": [s / b for s, b in zip(entry.seconds, base.seconds, strict=True)] if base else None,
-        "of_bandwidth": [size / s / b for s, b in zip(entry.seconds, bandwidth, strict=True)],
+        "of_bandwidth": [size / s / b for s, b in zip(entry.seconds, entry.bandwidth, strict=True)],
         "same_tokens": agreement(entry, entries),
     }
 

@@ -1,6 +1,6 @@
 """Everything that the project is judged by, in short form: a table of what is to be reached and what is.
 
-    python -m benchmarks.judged [--rows f32,bf16] [--model llama-0.5b] [--rounds 3] [--out FILE] [--show FILE]
+    python -m benchmarks.judged [--rows f32,bf16] [--model llama-0.5b] [--rounds 7] [--out FILE] [--show FILE]
 
 Each row is a small interleaved run of one of the other benchmarks, in a process of its own, so that a row's
 models are gone before the next. With ``--out``, results are written behind each row, beside those of other
@@ -165,20 +165,20 @@ DECODE = "--capacity 1024 --model {model} --rounds {rounds}"
 ROWS: Mapping[str, Row] = {
     "f32": Row(
         "decode",
-        f"{DECODE} --dtypes f32 --tokens 24 --peers jax,transformers,llama.cpp",
+        f"{DECODE} --dtypes f32 --tokens 8 --peers jax,transformers,llama.cpp",
         judge_f32,
     ),
-    "bf16": Row("decode", f"{DECODE} --dtypes bf16 --tokens 32 --peers transformers,llama.cpp", judge_bf16),
-    "int8": Row("decode", f"{DECODE} --dtypes int8 --tokens 48 --peers llama.cpp", judge_int8),
+    "bf16": Row("decode", f"{DECODE} --dtypes bf16 --tokens 16 --peers transformers,llama.cpp", judge_bf16),
+    "int8": Row("decode", f"{DECODE} --dtypes int8 --tokens 32 --peers llama.cpp", judge_int8),
     "prefill": Row(
         "prefill",
         f"{DECODE} --dtypes f32,bf16 --prompt 512 --peers jax,transformers,llama.cpp",
         judge_prefill,
     ),
-    "batch": Row("decode", f"{DECODE} --dtypes f32 --batch 1,8 --tokens 16 --peers none", judge_batch),
+    "batch": Row("decode", f"{DECODE} --dtypes f32 --batch 1,8 --tokens 8 --peers none", judge_batch),
     "capacity": Row(
         "decode",
-        "--model {model} --rounds {rounds} --capacity 512,8192 --tokens 32 --peers none",
+        "--model {model} --rounds {rounds} --capacity 512,8192 --tokens 12 --peers none",
         judge_capacity,
     ),
     "window": Row("memory", "--model mistral-window --tokens 8192 --peers jax", judge_window),
@@ -213,7 +213,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", default=",".join(ROWS), help=f"of {', '.join(ROWS)} (default: all)")
     parser.add_argument("--model", default="llama-0.5b")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, help="write results here, beside those of other rows")
     parser.add_argument("--show", type=Path, help="only print the table of this file")
     options = parser.parse_args()
