@@ -1,5 +1,6 @@
 // Kernels that XLA calls through its foreign function interface (CPU, one process): all of them, as one library.
 
+#include "angles.h"
 #include "attend.h"
 #include "blank.h"
 #include "layers.h"
