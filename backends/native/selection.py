@@ -1,4 +1,4 @@
-"""Which nodes of a program the native kernels compute, beside products: attention and recurrences.
+"""Which nodes of a program native kernels compute, beside products: attention, recurrences and angles.
 
 Attention is found by its shape, whatever model it is from: scores of queries with a state, scaled, maybe
 bounded, hidden by a mask, normalised, and mixed with another state. Its kernel reads only what the mask lets
@@ -22,6 +22,8 @@ from . import Kernels
 from .calls import Selected, call_kernel
 from .recurrences import select_recurrence
 
+ANGLES = {"cos": "cosine", "sin": "sine"}  # kernels of ops
+
 
 def select(nodes: Sequence[Node], outputs: Iterable[Node], kernels: Kernels) -> dict[Node, Selected]:
     """The nodes that kernels compute. What only they needed need not be computed any more."""
@@ -37,9 +39,21 @@ def select(nodes: Sequence[Node], outputs: Iterable[Node], kernels: Kernels) -> 
             found = _attention(node, users, shown, kernels)
         elif node.op.name in ("loop", "linear_scan", "add"):
             found = select_recurrence(node, kernels)
+        elif node.op.name in ANGLES and node.tensor.dtype == "f32":
+            found = _of_angles(node, kernels)
         if found is not None:
             chosen[node] = found
     return chosen
+
+
+def _of_angles(node: Node, kernels: Kernels) -> Selected:
+    """A cosine or sine, which XLA would compute again for each user."""
+    target = kernels.target(ANGLES[node.op.name])
+
+    def lower(block: Block, node: Node, angles: Value) -> Value:
+        return call_kernel(block, target, (angles,), node.tensor, "")
+
+    return Selected(node.sources, lower)
 
 
 def needed_nodes(
