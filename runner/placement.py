@@ -59,8 +59,8 @@ def place_weights(
 
 
 def _aligned(array: np.ndarray, alignment: int) -> np.ndarray:
-    """The array where a backend can use it as it is. A backend would copy one that is not into small pages, from
-    which weights are read 5 to 10 percent slower than from large ones."""
+    """The array where a backend can use it as it is. A backend would copy one that is not into small pages,
+    from which weights are read 5 to 10 percent slower than from large ones."""
     if array.ctypes.data % alignment == 0 and array.flags.c_contiguous:
         return array
     copy = aligned_empty(array.shape, array.dtype)
