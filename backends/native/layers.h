@@ -6,6 +6,7 @@
 #include <cstring>
 #include <vector>
 
+#include "angles.h"
 #include "attend.h"
 #include "multiply.h"
 #include "recur.h"
@@ -51,6 +52,8 @@ SYSTOLIC_FOR_LAYER(attend_scaled)
 SYSTOLIC_FOR_LAYER(recur)
 SYSTOLIC_FOR_LAYER(select)
 SYSTOLIC_FOR_LAYER(advance)
+SYSTOLIC_FOR_LAYER(cosine)
+SYSTOLIC_FOR_LAYER(sine)
 
 // What one layer has of small parameters, each given for all layers, one after the other: a copy of each.
 static ffi::Error TakeLayer(ffi::Buffer<ffi::S32> index, ffi::RemainingArgs all, ffi::RemainingRets taken) {
