@@ -55,9 +55,9 @@ class Stages:
         if stage in derived:
             return derived[stage]()
         graphs = (*self.passes, *derived)
-        if stage in ("states", "diff", *CODE):
+        if stage in ("states", "diff", "forms", *CODE):
             raise SystolicError(f"the stage {stage} is no graph; expected one of {', '.join(graphs)}")
-        known = (*graphs, "states", "diff", *CODE)
+        known = (*graphs, "states", "diff", "forms", *CODE)
         raise SystolicError(f"--stage must be one of {', '.join(known)}, not {stage!r}")
 
     def states_of(self, stage: str) -> tuple[State, ...]:

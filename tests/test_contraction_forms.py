@@ -95,7 +95,7 @@ def test_the_fastest_form_of_the_nearest_cell_is_chosen():
     table = table_of(
         (few, {"kernel": 2.0, "dot": 3.0, "apart": 1.0}),
         (many, {"kernel": 2.0, "dot": 1.0}),
-        (near, {"kernel": 3.0, "dot": 2.0}),
+        (near, {"kernel": 3.0, "dot": 2.0, "apart": 1.0}),
         (turned, {"kernel": 1.0, "dot": 2.0}),
     )
 
@@ -108,7 +108,8 @@ def test_the_fastest_form_of_the_nearest_cell_is_chosen():
     assert choose(("dot",)) == "dot"
     assert choose(rows=6) == "apart"  # 2.6 doublings of 1, 3.4 halves of 64
     assert choose(rows=12) == "dot"
-    assert choose(near=True, rows=400) == "dot"
+    assert choose(near=True, rows=6) == "apart"
+    assert choose(near=True, rows=512) == "dot"  # the cell of 64 rows, wherever weights are
     assert choose(turned=True, columns=9999) == "kernel"
     assert choose(weights="bf16") == "kernel"  # nothing is known of it
     assert choose(("dot", "swapped"), weights="bf16") == "dot"
@@ -220,3 +221,21 @@ def test_the_table_is_shown_and_measured(cli, monkeypatch, tmp_path):
     _, again, _ = cli("targets", "--forms", "--json")
     assert again == out
     assert cli("targets", "--forms", "--platform", "gpu")[0] == 2
+
+
+def test_the_forms_of_a_model_are_shown(cli, shared):
+    folder = shared / "real" / "stories260K"
+    status, out, _ = cli("graph", folder, "--stage", "forms", "--json")
+    records = json.loads(out)["forms"]
+    assert (status, {record["program"] for record in records}) == (0, {"prefill", "decode"})
+    decode = [record for record in records if record["program"] == "decode"]
+    # Five layers of queries, outputs, gate, up and down, and the head; keys and values are too small.
+    assert sum(record["times"] * record["products"] for record in decode) == 5 * 5 + 1
+    assert {record["near"] for record in decode} == {True}
+    table = packaged_table()
+    for record in decode:
+        setting = Setting(*(record[name] for name in Setting.__slots__))
+        assert record["form"] in table.nearest(setting).seconds
+    _, text, _ = cli("graph", folder, "--stage", "forms")
+    assert "out × in [" in text
+    assert cli("graph", folder, "--stage", "forms", "--format", "dot")[0] == 2

@@ -26,12 +26,12 @@ from ..xla_device import run
 from .forms import available_forms
 from .products import find_product
 from .sample import sample_arrays, sample_program
-from .table import WEIGHTS, Cell, FormTable, Setting, forced_table
+from .table import MANY, WEIGHTS, Cell, FormTable, Setting, forced_table
 
 ROWS = (1, 2, 4, 8, 16, 64, 512)
 NEAR = (256, 1024, 2048)  # widths of square matrices that stay in the caches
 FAR_BYTES, FAR_COUNT = 16 << 20, 4  # of a matrix that does not, and how many are read in turn
-MANY, MANY_WIDTH, MANY_COUNT = 64, 2048, 2  # rows from which on it does not matter where weights are
+MANY_WIDTH, MANY_COUNT = 2048, 2  # of matrices that many rows are multiplied with
 BITS = {"f32": 32, "bf16": 16, "int8": 8, "int4": 4}
 LEAST_ROUNDS, MOST_ROUNDS, ENOUGH_SECONDS = 5, 25, 0.15
 HOPELESS = 3.0  # times as long as the best: not timed again

@@ -55,6 +55,16 @@ def select_forms(
     return chosen
 
 
+def forms_of_program(graph: Graph, has_kernels: bool, table: FormTable | None) -> list[Choice]:
+    """The choices for all products of a program, those in loops among them, in the order of its nodes."""
+    choices = choose_forms(graph.nodes, has_kernels, table, near_parameters(graph, table))
+    for node in graph.nodes:
+        if node.op.name == "loop":
+            body, behind = node.params["body"], node.params["carries"] + node.params["scanned"]
+            choices += choose_forms(body.nodes, has_kernels, table, near_inputs(body.inputs[behind:], table))
+    return choices
+
+
 def near_parameters(graph: Graph, table: FormTable | None) -> frozenset[str]:
     """The parameters that stay in the caches from one run of a program to the next: all or none."""
     fits = table is not None and sum(node.tensor.bytes for node in graph.parameters) <= table.near_bytes

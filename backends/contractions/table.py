@@ -27,6 +27,7 @@ WEIGHTS = ("f32", "bf16", "int8", "int4")  # how they are kept
 USUAL = ("kernel", "dot")  # what is taken where nothing else is known to be faster
 MARGIN = 0.95  # of its time: two runs of one program differ by as much
 PACKAGED = Path(__file__).parent / "measured" / "avx512.json"
+MANY = 64  # rows from which on it does not matter where weights are
 FORMAT = 1
 _UNLIKE = 100.0  # of distance: farther than any number of rows or weights
 
@@ -99,8 +100,9 @@ class FormTable:
 
 def _distance(a: Setting, b: Setting) -> float:
     """How unlike two products are: doublings of rows, and of weights at half of that; another place or
-    orientation is always further."""
-    unlike = _UNLIKE * (a.turned != b.turned) + 2 * _UNLIKE * (a.near != b.near)
+    orientation is always further, but for many rows all places are alike."""
+    is_elsewhere = a.near != b.near and max(a.rows, b.rows) < MANY
+    unlike = _UNLIKE * (a.turned != b.turned) + 2 * _UNLIKE * is_elsewhere
     rows = abs(math.log2(a.rows / b.rows))
     return unlike + rows + abs(math.log2(a.width * a.columns / (b.width * b.columns))) / 2
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Stage = Annotated[
     str,
     typer.Option(
-        help="traced, the name of a pass, diff, states, prefill, decode, score, stablehlo or numpy."
+        help="traced, the name of a pass, diff, states, prefill, decode, score, forms, stablehlo or numpy."
     ),
 ]
 Format = Annotated[str, typer.Option(help="text, json, dot, svg, outline, html or model-explorer.")]
@@ -128,6 +128,11 @@ def render_report(
     if stage == "states":
         _require(view, "--stage states", "a table", ("text", "json"))
         return show_states(stages.programs.states, as_json)
+    if stage == "forms":
+        from .product_forms import model_forms
+
+        _require(view, "--stage forms", "a table", ("text", "json"))
+        return model_forms(stages, as_json)
     if stage in CODE:
         _require(view, f"--stage {stage}", "code", ("text",))
         return stages.code(stage, costs.target if costs and stage == "numpy" else None)

@@ -1,8 +1,9 @@
-"""The table of forms that products are written in, on the terminal: shown, or measured on this machine."""
+"""The forms that products are written in, on the terminal: as they were measured, and those of a model."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ...ir.errors import SystolicError
@@ -10,7 +11,8 @@ from .progress import progress_bar
 from .table import aligned
 
 if TYPE_CHECKING:
-    from ...backends.contractions.table import Cell, FormTable
+    from ...backends.contractions.table import Cell, FormTable, Setting
+    from ..stages import Stages
 
 
 def show_forms(*, calibrate: bool, as_json: bool) -> None:
@@ -42,13 +44,43 @@ def forms_text(table: FormTable) -> str:
     return f"{table.source}; {caches}\n\n{rows}\n\n{forms}"
 
 
+def model_forms(stages: Stages, as_json: bool) -> str:
+    """The products of a model's prefill and decode programs as they run on this machine's CPU: a table, or
+    JSON."""
+    from ...backends.contractions.selection import forms_of_program
+    from ...backends.xla import XlaBackend
+
+    backend = XlaBackend("cpu")
+    table, has_kernels = backend.forms, backend.kernels is not None
+    assert table is not None  # a CPU has one
+    found: dict[tuple[str, int, Setting, str], int] = {}
+    for name in ("prefill", "decode"):
+        for choice in forms_of_program(stages.program(name).graph, has_kernels, table):
+            like = (name, len(choice.products), choice.setting, choice.form)
+            found[like] = found.get(like, 0) + 1
+    records = [
+        {"program": name, "times": times, "products": together, **asdict(setting), "form": form}
+        for (name, together, setting, form), times in found.items()
+    ]
+    if as_json:
+        return json.dumps({"source": table.source, "forms": records}, indent=1)
+    heading = ("program", "times", "products at once", "weights", "kept as", "read from", "rows", "form")
+    rows = [
+        (name, f"{times} ×", str(together), *_described(setting), form)
+        for (name, together, setting, form), times in found.items()
+    ]
+    return f"{table.source}\n\n{aligned([heading, *rows])}"
+
+
 def _row(cell: Cell) -> tuple[str, ...]:
     from ...backends.contractions.table import FORMS
 
-    found = cell.setting
-    shape = f"[{found.width}, {found.columns}]" if found.turned else f"[{found.columns}, {found.width}]"
     times = (f"{cell.seconds[form] * 1e6:,.1f}" if form in cell.seconds else "-" for form in FORMS)
-    fastest = min(cell.seconds, key=cell.seconds.__getitem__)
-    order = "in × out" if found.turned else "out × in"
-    place = "caches" if found.near else "memory"
-    return found.weights, f"{order} {shape}", place, str(found.rows), fastest, *times
+    return *_described(cell.setting), min(cell.seconds, key=cell.seconds.__getitem__), *times
+
+
+def _described(setting: Setting) -> tuple[str, str, str, str]:
+    """Weights, what they are kept as, where they are read from, and rows."""
+    width, columns = setting.width, setting.columns
+    kept = f"in × out [{width}, {columns}]" if setting.turned else f"out × in [{columns}, {width}]"
+    return setting.weights, kept, "caches" if setting.near else "memory", str(setting.rows)
