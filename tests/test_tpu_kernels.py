@@ -6,7 +6,6 @@ import importlib.util
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -39,7 +38,6 @@ from systolic.compiler.cost.kernels import (
     pipeline_cycles,
     product_of,
     rank_tilings,
-    scheduled_cycles,
     tile_bytes,
     tiling_at,
 )
@@ -55,7 +53,6 @@ from systolic.runner.program_source import DerivedPrograms
 from systolic.runner.tpu_report import compile_reports, report_on
 
 V5E = load_target("tpu-v5e")
-RECORDED = json.loads((Path(__file__).parent / "recorded_tiles.json").read_text(encoding="utf-8"))
 DTYPES = {"bf16": ml_dtypes.bfloat16, "f32": np.float32, "i8": np.int8, "i32": np.int32}
 
 
@@ -164,44 +161,6 @@ def test_a_step_waits_for_the_longest_of_work_memory_and_half_a_round():
     slow = replace(compiler, bytes_per_cycle=10.0)
     moved = moved_bytes(one, tiles)[0] / 10
     assert pipeline_cycles(one, tiles, np.array([32_000]), slow)[0] == pytest.approx(moved + 1000, rel=1e-3)
-
-
-def test_the_predicted_schedule_is_the_compilers():
-    """All kernels that were compiled for the table of docs/tpu.md, none of which calibrated anything."""
-    errors = []
-    for *sizes, lhs, rhs, result, is_transposed, m, k, n, order, cycles in RECORDED["kernels"]:
-        product = Product(*sizes, lhs, rhs, result, bool(is_transposed))
-        one = one_tiling(product, KernelTiling(m, k, n, order))
-        cells = (V5E.arrays.rows, V5E.arrays.columns)
-        errors.append(scheduled_cycles(one, product, V5E.kernel, cells)[0] / cycles - 1)
-    assert len(errors) > 100
-    assert np.median(np.abs(errors)) < 0.02
-    assert (
-        np.mean(np.abs(errors)) < 0.05
-    )  # with few steps, the first and the last weigh more than they should
-
-
-def recorded() -> dict[Product, dict[KernelTiling, int]]:
-    found: dict[Product, dict[KernelTiling, int]] = {}
-    for row in RECORDED["kernels"]:
-        found.setdefault(Product(*row[:6], bool(row[6])), {})[KernelTiling(*row[7:11])] = row[11]
-    return found
-
-
-@pytest.mark.parametrize("product", recorded(), ids=lambda product: product.name)
-def test_the_chosen_tiling_is_within_five_percent_of_the_best(product):
-    compiled = recorded()[product]
-
-    def cycles(tiling: KernelTiling) -> float:
-        one = one_tiling(product, tiling)
-        tiles = tile_bytes(one, product)
-        return float(pipeline_cycles(one, tiles, np.array([compiled[tiling]]), V5E.compiler)[0])
-
-    ranked = [choice.tiling for choice in rank_tilings(product, V5E, most=1000)]
-    chosen = next(tiling for tiling in ranked if tiling in compiled)
-    best = min(map(cycles, compiled))
-    assert best >= bound(product, V5E).cycles
-    assert cycles(chosen) <= 1.05 * best
 
 
 def test_a_target_without_figures_has_no_kernels():
