@@ -46,7 +46,7 @@ def write_entry(entry: Path, content: bytes) -> None:
         return
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(entry.suffix, dir=entry.parent)  # what a crash leaves goes in its turn
+        handle, name = tempfile.mkstemp(entry.suffix, dir=entry.parent)  # left by a crash, it goes in turn
     except OSError:
         return
     try:

@@ -114,7 +114,7 @@ class KeptWeights(Mapping[str, np.ndarray]):
             folder.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(folder).free < 2 * self._size:
                 return
-            handle, name = tempfile.mkstemp(ENDING, dir=folder)  # what a crash leaves goes in its turn
+            handle, name = tempfile.mkstemp(ENDING, dir=folder)  # left by a crash, it goes in turn
         except OSError:
             return
         try:
