@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from ..cache import default_cache_directory, read_entry, write_entry
-from .table import FormTable, packaged_table, parse_table
+from .table import FORMAT, FormTable, packaged_table, parse_table
 
 
 def kept_table(machine: str, directory: Path | None = None) -> FormTable:
@@ -23,5 +23,5 @@ def keep_table(table: FormTable, machine: str, directory: Path | None = None) ->
 
 
 def _entry(machine: str, directory: Path | None) -> Path:
-    name = hashlib.sha256(machine.encode()).hexdigest()[:16]
+    name = hashlib.sha256(f"{FORMAT}\n{machine}".encode()).hexdigest()[:16]
     return (directory or default_cache_directory()) / f"forms-{name}.table"
