@@ -80,7 +80,8 @@ class TpuReport:
     @property
     def rest(self) -> tuple[int, int]:
         """Estimated cycles of the operations without a product that was measured, and their number."""
-        names = {node for product in self.products for node in product.nodes}
+        # XLA cuts what is behind an @, as in ``head.logits@last``.
+        names = {node.partition("@")[0] for product in self.products for node in product.nodes}
         found = [
             (operation.cycles * times, times)
             for operation, times in self.module.scheduled

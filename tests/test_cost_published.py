@@ -25,6 +25,14 @@ def test_active_and_stalled_cycles_are_near_the_published_ones(name, points):
     assert found.active + found.stall + found.shift == pytest.approx(1)
 
 
+def test_the_convolution_with_fully_connected_layers_has_the_published_shares():
+    """And the operations per second of the paper's own counters, which are not those that it measured."""
+    app, found = tpu_v1.PUBLISHED["CNN1"], tpu_v1.model("CNN1")
+    for share in ("active", "stall", "shift"):
+        assert getattr(found, share) == pytest.approx(app.of_matrix_time(getattr(app, share)), abs=0.006)
+    assert found.tera * (1 - app.other / 100) == pytest.approx(0.92 * app.useful, rel=0.02)
+
+
 def test_a_convolution_with_enough_rows_never_waits_for_weights():
     assert tpu_v1.model("CNN0").active == 1
 

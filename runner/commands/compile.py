@@ -33,7 +33,7 @@ def compile_model(
             metavar="TPU[:TOPOLOGY[:CHIP]]",
             help="Also compile prefill and decode for tpu-v4, tpu-v5e, tpu-v5p, tpu-v6e or tpu-7x, "
             "without a TPU, and write what the compiler made of them. Products use kernels of our own where "
-            "those are measured faster (tpu-v5e).",
+            "those are measured faster (tpu-v5e, v5p, v6e).",
         ),
     ] = None,
     lenient: Annotated[
