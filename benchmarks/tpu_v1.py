@@ -51,7 +51,7 @@ PUBLISHED = {
 # own useful multiply-adds are twice its operations per second, which only cycles at half the speed explain.
 CYCLES_PER_ROW = {"LSTM0": 2, "LSTM1": 2}
 FULLY_CONNECTED_ROWS = 32  # CNN1 has four layers with so many operations per weight byte (section 4)
-# How often their weights come for one batch: its 100M, read once, cannot take the published share of stalls, and
+# How often their weights come for one batch: read once, its 100M cannot take the published share of stalls;
 # read twice they take it, as if a batch passed in two halves. The paper does not say.
 FULLY_CONNECTED_READS = 2
 
@@ -93,7 +93,7 @@ def tile_cycles(wave: float) -> tuple[float, float, float]:
 
 
 def _mixed(app: Published) -> Modelled:
-    """CNN1, if nearly all its weights are in its fully connected layers, and nearly all its work is not. Where
+    """CNN1, if nearly all weights are in its fully connected layers, and nearly all work is not; where
     features are shallow, not all of an array holds useful weights: ``filled``, as published."""
     cells = 256 * 256
     tiles = app.weights * 1e6 / cells
