@@ -22,6 +22,7 @@ from systolic.backends.tpu_kernels import kernel_config, multiply
 from systolic.backends.tpu_products import (
     ComparedProduct,
     Measured,
+    compare_products,
     kernels_text,
     measure_kernels,
     product_text,
@@ -293,6 +294,16 @@ def test_a_refused_kernel_is_told_apart_from_the_others(monkeypatch):
     first, second, third = measure_kernels(kernels, parse_target("tpu-v5e"), V5E.compiler)
     assert first.scheduled_cycles == third.scheduled_cycles == 3082
     assert second == Refusal("libtpu cannot compile: CompileTimeScopedVmemOom")
+
+
+def test_of_several_tilings_that_are_tried_the_fastest_is_taken(monkeypatch):
+    product = product_of(512, 2048, 2048, "bf16")
+    tried = [choice.tiling for choice in rank_tilings(product, load_target("tpu-v6e"), 6)]
+    found = [Refusal("too large"), *(Measured(float(cycles), 1, 1) for cycles in (500, 300, 700, 800, 900))]
+    monkeypatch.setattr(tpu_products, "measure_kernels", lambda kernels, *_: found)
+    monkeypatch.setattr(tpu_products, "measure_emitters", lambda products, *_: [Measured(400.0, 1, 1)])
+    (compared,) = compare_products([product], parse_target("tpu-v6e"))
+    assert (compared.kernel.cycles, compared.choice.tiling) == (300, tried[2])
 
 
 @pytest.fixture
