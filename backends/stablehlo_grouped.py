@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from ..ir.graph import Node
 from .stablehlo_control import COUNTER, advanced, divided, dynamic_slice, dynamic_update, repeat_while, times
 from .stablehlo_order import sort_elements, sort_indices
-from .stablehlo_text import Block, Value, mlir_type, mlir_types
+from .stablehlo_text import Block, Value, mlir_type
 
 PART_BYTES = 1 << 20  # of a matrix, read in one step
 _LARGEST_BLOCK = 128  # rows
@@ -168,12 +168,7 @@ def part_of_matrix(
 ) -> Value:
     """Part of one matrix of a stack, from ``at`` on, as ``dtype``."""
     if stack.type.dtype == "bf16":
-        # XLA's CPU backend slices bf16 by converting all of it, and does that before the loop, unless it
-        # seems to differ from step to step: then the conversion is fused into the slice.
-        first = next(start for start in at if isinstance(start, Value))
-        types = (stack.type, first.type)
-        text = f"stablehlo.optimization_barrier {stack}, {first} : {mlir_types((stack, first))}"
-        stack = block.emit_many(text, types)[0]
+        stack = block.beside(stack, next(start for start in at if isinstance(start, Value)))
     return block.convert(block.reshape(dynamic_slice(block, stack, at, (1, *sizes)), sizes), dtype)
 
 

@@ -146,6 +146,8 @@ def _read_rows(block: Block, node: Node, x: Value, index: Value) -> Value:
 
 def _gather(block: Block, node: Node, x: Value, index: Value, numbers: str, sizes: Sequence[int]) -> Value:
     """A gather, which by definition moves indices outside to the nearest inside."""
+    if x.type.dtype == "bf16":
+        x = block.beside(x, index)
     text = (
         f'"stablehlo.gather"({x}, {index}) <{{dimension_numbers = #stablehlo.gather<{numbers}>, '
         f"slice_sizes = array<i64: {', '.join(map(str, sizes))}>}}>"

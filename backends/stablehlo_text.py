@@ -218,6 +218,17 @@ class Block:
         names = ", ".join(operand.name for operand in operands)
         return self.emit(f"stablehlo.{name} {names} : {mlir_type(operands[0].type)}", operands[0].type)
 
+    def beside(self, x: Value, other: Value) -> Value:
+        """``x`` as if it depended on ``other``.
+
+        XLA's CPU backend reads parts of a bf16 array by converting all of it, and does that before a loop,
+        for each call, unless the array seems to differ from step to step: then it is fused into the reading.
+        """
+        types = (x.type, other.type)
+        return self.emit_many(
+            f"stablehlo.optimization_barrier {x}, {other} : {mlir_types((x, other))}", types
+        )[0]
+
     def constant(self, array: np.ndarray | np.generic, type_: TensorType) -> Value:
         """The array, or one number for every element of ``type_``."""
         dense = dense_text(np.asarray(array, DTYPES[type_.dtype]))
