@@ -66,9 +66,13 @@ def forms_of_program(graph: Graph, has_kernels: bool, table: FormTable | None) -
 
 
 def near_parameters(graph: Graph, table: FormTable | None) -> frozenset[str]:
-    """The parameters that stay in the caches from one run of a program to the next: all or none."""
+    """The parameters that stay in the caches from one run of a program to the next, if all of them fit.
+
+    Not those that are kept in fewer bits: near weights are measured in a loop, out of which XLA moves what
+    makes them wider, and a program does that in each run.
+    """
     fits = table is not None and sum(node.tensor.bytes for node in graph.parameters) <= table.near_bytes
-    return frozenset(node.name for node in graph.parameters) if fits else frozenset()
+    return frozenset(node.name for node in graph.parameters if fits and node.tensor.dtype == "f32")
 
 
 def near_inputs(kept: Sequence[Node], table: FormTable | None) -> frozenset[str]:
