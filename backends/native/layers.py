@@ -20,7 +20,7 @@ from . import Kernels
 from .calls import Selected, call_kernel_for_many
 from .selection import needed_nodes, select
 
-# Nodes. Measured by `python -m benchmarks.rolling`: XLA takes about 0.7 ms for one, so these take 0.2 s. Calls
+# Nodes. By `python -m benchmarks.rolling` XLA takes about 0.7 ms for one, so these take 0.2 s. Calls
 # take no longer than those of layers one by one, so nothing but what is spared decides.
 LEAST_SPARED = 256
 SMALL = 1 << 16  # bytes of a layer that may be copied at each step
