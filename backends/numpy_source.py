@@ -101,7 +101,7 @@ def _dictionary(name: str, values: Mapping[str, str]) -> list[str]:
 
 def _lines(module: Module, graph: Graph, owned: set[Node]) -> list[str]:
     """One line for each node, or loops for a nest, without indentation. ``owned`` inputs may be written in
-    place."""
+    place. What reads nothing may stand in several bodies of loops, and has a line in each."""
     ownership = Ownership.of(graph, owned)
     module.emission.in_place.update(filter(ownership.overwrites, graph.nodes))
     borrowed = {id(node) for node in (*graph.inputs, *graph.parameters)}
@@ -109,7 +109,8 @@ def _lines(module: Module, graph: Graph, owned: set[Node]) -> list[str]:
     lines: list[str] = []
     scope = ""
     for node in _parameters_late(graph, module.looped):
-        if node in module.names or is_number(node) or (id(node) in borrowed and node not in read):
+        is_given = id(node) in borrowed and (node in module.names or node not in read)
+        if is_given or is_number(node):
             continue
         if node.op.name == "constant":
             module.constant(node)

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from systolic.backends.stablehlo import emit_stablehlo
 from systolic.backends.tpu import Refusal, TpuTarget, compile_each, parse_target
-from systolic.compiler.passes.gather_kept import gather_kept
 from systolic.compiler.pipeline import run_passes
 from systolic.compiler.program import Program
 from systolic.models.load import load
@@ -29,8 +27,7 @@ from systolic.runner.tpu_report import TpuReport, report_on
 def derived_program(config: Path, chunk: int, capacity: int) -> Program:
     """The program that advances one row by ``chunk`` positions, with weights as bf16."""
     graph = run_passes(load(config, "bf16").graph)[-1].graph
-    program = DerivedPrograms(graph, Options(capacity=capacity, chunk=chunk)).chunk(chunk)
-    return replace(program, graph=gather_kept(program.graph))
+    return DerivedPrograms(graph, Options(capacity=capacity, chunk=chunk)).chunk(chunk)
 
 
 def compiled_reports(

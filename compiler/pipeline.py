@@ -16,6 +16,7 @@ from ..ir.verify import verify
 from .collection import paused_collection
 from .derive import choose_forms
 from .passes.fold_constants import fold_constants
+from .passes.gather_kept import gather_kept
 from .passes.narrow_states import narrow_states
 from .passes.route import route
 from .passes.share import share
@@ -27,6 +28,7 @@ PASSES: tuple[Pass, ...] = (
     fold_constants,
     simplify,  # after folding: a folded constant may turn out to be neutral
     route,  # after simplify, which brings transposed weights into the letters of contractions
+    gather_kept,  # after route, which finds the matrices of experts as what is taken of a wide stack
     share,  # last: what was simplified is more often equal
 )
 

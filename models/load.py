@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ..compiler.passes.gather_kept import gather_kept
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph, Node, copy_node, make_node
 from ..ir.ops import OPS
@@ -170,8 +169,7 @@ def _locate(path_or_name: str | Path) -> Path:
 
 
 def keep_weights_as(graph: Graph, dtype: str) -> Graph:
-    """The same computation in f32 over parameters that are kept as ``dtype``; rows of tables are taken before
-    they are made wider."""
+    """The same computation in f32 over parameters that are kept as ``dtype``."""
     kept: dict[Node, Node] = {}
     new: dict[Node, Node] = {}
     for node in graph.nodes:
@@ -182,14 +180,13 @@ def keep_weights_as(graph: Graph, dtype: str) -> Graph:
             new[node] = replace(widened, name=f"{node.name}.{node.tensor.dtype}")
         else:
             new[node] = copy_node(node, tuple(new[source] for source in node.sources))
-    wide = Graph(
+    return Graph(
         graph.name,
         graph.inputs,
         tuple(kept.get(node, node) for node in graph.parameters),
         {name: new[node] for name, node in graph.outputs.items()},
         tuple((new[previous], new[value]) for previous, value in graph.feedback),
     )
-    return gather_kept(wide)
 
 
 def _generation(config: Config, directory: Path | None) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from ..backends.stablehlo import emit_stablehlo
 from ..backends.tpu import Refusal, RefusedError, TpuProgram, TpuTarget, compile_each, libtpu_version
 from ..backends.tpu_hlo import Module, Operation, parse_module
 from ..compiler.cost.comparison import Estimate
-from ..compiler.passes.gather_kept import gather_kept
 from ..compiler.program import STATE_PREFIX, Program
 from ..ir.errors import SystolicError
 from .product_kernels import ProductKernel, chosen_kernels, compare_kernels, kernel_choices
@@ -163,7 +162,7 @@ def compile_reports(
     With ``own_kernels``, products are computed by kernels of our own where the program takes less with them.
     Raises ``RefusedError`` if the compiler refuses a program without any.
     """
-    listed = [replace(program, graph=gather_kept(program.graph)) for program in programs]
+    listed = list(programs)
     kernels = compare_kernels(listed, target) if own_kernels else {}
     choices = {program.name: kernel_choices(kernels.get(program.name, ())) for program in listed}
     texts = {

@@ -100,6 +100,15 @@ def test_derived_programs_in_numpy_and_what_they_returned_stays(recipe: Any) -> 
         np.testing.assert_allclose(result, wanted, **TOLERANCE)
 
 
+def test_loops_of_numpy_that_count_the_same_slots() -> None:
+    graph = build([("self_history", 0, 1, 4), ("self_history", 2, 1, 4), ("delay", 1, 0, 3)])
+    program, inputs = calls_of(graph, "auto")[0]
+    backend, parameters = NumpyBackend(), draw_parameters(graph)
+    states = {s.name: backend.zeros(s.type.static_shape, s.type.dtype) for s in program.states}
+    want = expected(program.graph, parameters, inputs, states)
+    compare(backend.prepare(program).run(parameters, inputs, states), want)
+
+
 def test_derived_programs_on_xla_and_in_jax(xla: XlaBackend) -> None:
     kinds = ("prefix_attention", "window_attention", "delay", "self_history", "decay")
     graph = build([(kind, i, 2 * i, 2) for i, kind in enumerate(kinds)])

@@ -5,7 +5,8 @@
                                                   %b = cast(%c, dtype="f32")
 
 Must not fire on a table that is computed: it has the wider type already. It is for compilers that would make
-the whole table wider: a gather on TPU reads its operand from memory, so XLA writes the f32 table there first.
+the whole table wider: on TPU a gather reads its operand from memory, so XLA writes the f32 table there first;
+on CPU it does that in front of a decode loop, at each call.
 """
 
 from __future__ import annotations
