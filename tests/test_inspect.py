@@ -507,7 +507,7 @@ def test_around_in_every_format(graph_command, config):
 
 def test_diff_and_why_as_text_and_json(graph_command, config):
     _, text, _ = graph_command(config, "--stage", "diff")
-    assert re.search(r"route → share, \d+\.\d ms\n# nodes 215 → 215: 0 added", text)
+    assert re.search(r"gather_kept → share, \d+\.\d ms\n# nodes 215 → 215: 0 added", text)
     assert "# state bytes per position 192 → 192" in text
     records = json.loads(graph_command(config, "--stage", "diff", "--json")[1])
     assert [(r["from"], r["to"]) for r in records] == [

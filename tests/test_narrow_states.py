@@ -248,7 +248,7 @@ def test_the_command_line_keeps_what_it_is_told(cli, tmp_path):
     assert (status, err) == (0, "")
     states = json.loads((out / "manifest.json").read_text())["states"]
     assert {state["value"] for state in states} == {"i8[2,48]", "f32[2,1]"}
-    assert (out / "graph" / "05.narrow_states.txt").is_file()
+    assert (out / "graph" / "06.narrow_states.txt").is_file()
     said = [
         cli("run", *of, "--backend", "numpy", "--prompt", "ROMEO:", "--max-new-tokens", 8, "--temperature", 0)
         for of in ([out], ["shakespeare", "--state-dtype", "int8", "--capacity", 64])
