@@ -91,13 +91,16 @@ def test_derived_programs_in_numpy_and_what_they_returned_stays(recipe: Any) -> 
     for program, inputs in calls:
         before = {name: array.copy() for name, array in (parameters | inputs).items()}
         want = expected(program.graph, parameters, inputs, states)
-        results, states = got = backend.prepare(program).run(parameters, inputs, states)
-        compare(got, want)
+        results, states = backend.prepare(program).run(parameters, inputs, states)
+        # Nothing is promised of padding, not even where it has NaN.
+        is_padding = np.arange(program.chunk)[:, None] >= inputs["length"][:, None, None]
+        want["output"] = np.where(is_padding, 0, want["output"])
+        compare(({"output": np.where(is_padding, 0, results["output"])}, states), want)
         for name, array in (parameters | inputs).items():
             np.testing.assert_array_equal(array, before[name])
-        kept.append((results["output"], want["output"]))
-    for result, wanted in kept:  # later calls wrote into the states
-        np.testing.assert_allclose(result, wanted, **TOLERANCE)
+        kept.append((results["output"], is_padding, want["output"]))
+    for result, is_padding, wanted in kept:  # later calls wrote into the states
+        np.testing.assert_allclose(np.where(is_padding, 0, result), wanted, **TOLERANCE)
 
 
 def test_loops_of_numpy_that_count_the_same_slots() -> None:

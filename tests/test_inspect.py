@@ -512,7 +512,7 @@ def test_diff_and_why_as_text_and_json(graph_command, config):
     records = json.loads(graph_command(config, "--stage", "diff", "--json")[1])
     assert [(r["from"], r["to"]) for r in records] == [
         ("traced", "fold_constants"), ("fold_constants", "simplify"),
-        ("simplify", "route"), ("route", "share"),
+        ("simplify", "route"), ("route", "gather_kept"), ("gather_kept", "share"),
     ]  # fmt: skip
     _, text, _ = graph_command(config, "--from", "traced", "--to", "decode")
     assert "+ state.layers.0-2.attn.k: " in text
