@@ -12,7 +12,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import systolic as sy
 from systolic.compiler.derive import choose_states, derive_chunk
 from systolic.compiler.pipeline import run_passes
 
+from .contest import markdown, spread
 from .subjects import llama_config
 
 
@@ -57,13 +58,18 @@ def main() -> None:
     text = json.dumps({"rows": rows}, indent=1)
     if options.out is not None:
         options.out.write_text(text + "\n", encoding="utf-8")
-    print(text if options.json else "\n".join(map(_line, rows)))
+    print(text if options.json else table(rows))
 
 
-def _line(row: Mapping[str, float]) -> str:
-    steps = {name: value for name, value in row.items() if name not in ("layers", "nodes")}
-    shown = "  ".join(f"{step} {value:.2f} s" for step, value in steps.items())
-    return f"{row['layers']:5d} layers, {row['nodes']:6d} nodes:  {shown}"
+def table(rows: Sequence[Mapping[str, float]]) -> str:
+    """Seconds by depth and step, over all rounds."""
+    steps = [name for name in rows[0] if name not in ("layers", "nodes")]
+    lines = []
+    for layers in dict.fromkeys(row["layers"] for row in rows):
+        same = [row for row in rows if row["layers"] == layers]
+        seconds = [spread([row[step] for row in same]) for step in steps]
+        lines.append([f"{layers:,}", f"{same[0]['nodes']:,}", *seconds])
+    return markdown(["layers", "nodes", *(f"{step}, s" for step in steps)], lines)
 
 
 if __name__ == "__main__":

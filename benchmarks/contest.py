@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from . import machine
-from .peers import OURS, PEERS, Contestant, Setting, Unavailable, prepare
+from .peers import FORMAT, OURS, PEERS, Contestant, Setting, Unavailable, is_ours, prepare
 from .subjects import Subject
 
 REST = 0.3  # seconds between two contestants: threads of the one before may still spin
@@ -75,11 +75,16 @@ def enter(
     settings: Sequence[Setting],
     work: Callable[[Setting], Callable[[Contestant], Turn]],
 ) -> tuple[list[Entry], dict[str, str]]:
-    """Ours and the peers, prepared for each setting, and the reasons of those that are absent."""
+    """Ours and the peers, prepared for each setting, and the reasons of those that are absent.
+
+    A format of ours takes part beside the dtype whose numbers it keeps: ours-f32-packed beside f32.
+    """
     entries, absent = [], {}
     is_capacity_shown = len({setting.capacity for setting in settings}) > 1
     for setting in settings:
         for peer in (OURS, *peers):
+            if peer.startswith(FORMAT) and not f"{peer}-".startswith(f"{FORMAT}{setting.dtype}-"):
+                continue
             try:
                 contestant = prepare(peer, subject, setting)
             except Unavailable as reason:
@@ -101,12 +106,12 @@ def run_rounds(entries: Sequence[Entry], rounds: int) -> list[float]:
     readings = []
     for round_ in range(rounds + 1):
         for entry in entries:
-            before = machine.read_bandwidth(READING)
+            before = machine.read_bandwidth(READING, entry.setting.device)
             turn = entry.work(entry.contestant)
             entry.tokens = turn.tokens
             time.sleep(REST)
             if round_:  # the first compiles
-                after = machine.read_bandwidth(READING)
+                after = machine.read_bandwidth(READING, entry.setting.device)
                 entry.seconds.append(turn.seconds)
                 entry.bandwidth.append((before + after) / 2)
                 readings.append(before)
@@ -128,24 +133,55 @@ def different_tokens(entries: Sequence[Entry]) -> list[str]:
     return found
 
 
-def agreement(entry: Entry, entries: Sequence[Entry]) -> float | None:
-    """The share of tokens that are those of the first f32 contestant with the same rows."""
-    for base in entries:
-        if base.setting.dtype == "f32" and base.setting.rows == entry.setting.rows:
-            return float((base.tokens == entry.tokens).mean())
-    return None
+def agreement(entry: Entry, entries: Sequence[Entry]) -> tuple[int, int]:
+    """How many tokens of each row are those of the first f32 contestant with the same rows (without one: of
+    the first that keeps weights alike) before the first that is another, and how many there are."""
+    same_rows = [base for base in entries if base.setting.rows == entry.setting.rows]
+    of_f32 = [base for base in same_rows if base.setting.dtype == "f32"]
+    base = (of_f32 or [base for base in same_rows if base.setting.dtype == entry.setting.dtype])[0]
+    assert base.tokens is not None
+    assert entry.tokens is not None
+    differ = (base.tokens != entry.tokens).any(axis=0)
+    return int(differ.argmax()) if differ.any() else len(differ), len(differ)
 
 
-def base_of(entry: Entry, entries: Sequence[Entry]) -> Entry | None:
-    """Ours in the same setting."""
-    same = (other for other in entries if other.peer == OURS and other.setting == entry.setting)
-    return next(same, None)
+def agreement_cell(found: Sequence[int]) -> str:
+    same, count = found
+    return "all" if same == count else f"the first {same} of {count}"
+
+
+def ours_is_times(entry: Entry, entries: Sequence[Entry]) -> dict[str, list[float]]:
+    """How many times as fast as the entry each of ours in the same setting is, by round; by peer name."""
+    return {
+        ours.peer: [theirs / own for theirs, own in zip(entry.seconds, ours.seconds, strict=True)]
+        for ours in entries
+        if is_ours(ours.peer) and ours.setting == entry.setting
+    }
+
+
+def formats_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whose ratios a table shows: ours, and its other formats."""
+    return list(dict.fromkeys(name for row in rows for name in row["ours_is_times"]))
+
+
+def ratio_heading(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = {name: "ours" if name == OURS else name.removeprefix(FORMAT) for name in formats_of(rows)}
+    return [f"{name} is … times as fast" for name in names.values()]
+
+
+def ratio_cells(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A cell for each of ours; empty beside itself, and where it does not keep the same numbers."""
+    ratios = row["ours_is_times"]
+    is_shown = {name: name in ratios and name != row["peer"] for name in formats_of(rows)}
+    is_plain = row["peer"] == OURS
+    return [spread(ratios[name]) if shown and not is_plain else "" for name, shown in is_shown.items()]
 
 
 def command_line() -> str:
-    """How this process was started, as a user types it."""
+    """How this process was started, as a user types it; where its results are written is left out."""
     module = sys.modules["__main__"].__spec__
-    return shlex.join(["python", "-m", module.name if module else "benchmarks", *sys.argv[1:]])
+    given = [part for i, part in enumerate(sys.argv[1:]) if "--out" not in (part, sys.argv[i])]
+    return shlex.join(["python", "-m", module.name if module else "benchmarks", *given])
 
 
 # ---- what is printed ----
@@ -200,12 +236,15 @@ def parser_for(doc: str, **defaults: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--dtypes", default=options["dtypes"], help="how weights are kept: f32,bf16,int8,…")
     parser.add_argument("--batch", default=options["batch"], help="numbers of rows: 1,8")
-    parser.add_argument("--peers", default=options["peers"], help=f"of {peers}; or none")
+    parser.add_argument(
+        "--peers", default=options["peers"], help=f"of {peers}, ours-FORMAT (weights kept otherwise); or none"
+    )
     parser.add_argument(
         "--capacity", default=options["capacity"], help="numbers of positions of room: 512,8192"
     )
     parser.add_argument("--rounds", type=int, default=options["rounds"])
     parser.add_argument("--threads", type=int, default=machine.THREADS)
+    parser.add_argument("--device", choices=machine.DEVICES, default="cpu", help="where all of them run")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     return parser
@@ -216,9 +255,10 @@ def peers_of(options: argparse.Namespace) -> list[str]:
 
 
 def settings_of(options: argparse.Namespace) -> list[Setting]:
-    """One for each capacity, number of rows and dtype."""
+    """One for each capacity, number of rows and dtype, once the device was found."""
+    machine.choose(options.device)
     return [
-        Setting(dtype, int(rows), int(capacity), options.threads)
+        Setting(dtype, int(rows), int(capacity), options.threads, options.device)
         for capacity in options.capacity.split(",")
         for rows in options.batch.split(",")
         for dtype in options.dtypes.split(",")
@@ -230,6 +270,6 @@ def show(record: Record, table: str, options: argparse.Namespace) -> None:
     text = json.dumps(asdict(record), indent=1)
     if options.out is not None:
         options.out.write_text(text + "\n", encoding="utf-8")
-    print(text if options.json else table)
+    print(text if options.json else table + "".join(f"\n- {line}" for line in record.different))
     if record.different:
         sys.exit("\n".join(record.different))

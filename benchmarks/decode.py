@@ -23,20 +23,23 @@ from .contest import (
     Turn,
     absent_lines,
     agreement,
-    base_of,
+    agreement_cell,
     command_line,
     different_tokens,
     enter,
     limits_line,
     markdown,
+    ours_is_times,
     parser_for,
     peers_of,
+    ratio_cells,
+    ratio_heading,
     run_rounds,
     settings_of,
     show,
     spread,
 )
-from .peers import OURS, Contestant, Setting
+from .peers import Contestant, Setting
 from .subjects import Subject, load_subject
 
 
@@ -80,7 +83,6 @@ def measure(
 
 def row(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
     """What was measured of one contestant."""
-    base = base_of(entry, entries)
     size = entry.contestant.weight_bytes
     return {
         "name": entry.name,
@@ -90,7 +92,7 @@ def row(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
         "capacity": entry.setting.capacity,
         "weight_bytes": size,
         "tokens_per_second": [entry.setting.rows / s for s in entry.seconds],
-        "ours_is_times": [s / b for s, b in zip(entry.seconds, base.seconds, strict=True)] if base else None,
+        "ours_is_times": ours_is_times(entry, entries),
         "of_bandwidth": [size / s / b for s, b in zip(entry.seconds, entry.bandwidth, strict=True)],
         "same_tokens": agreement(entry, entries),
     }
@@ -100,17 +102,18 @@ def table(record: Record) -> str:
     """The record as Markdown: the limits, a table, and who is absent."""
     rows = []
     for found in record.rows:
-        ratio = found["ours_is_times"]
         rows.append(
             [
                 found["name"],
                 f"{found['weight_bytes'] / 1e6:,.0f} MB",
                 spread(found["tokens_per_second"], 1),
-                "" if found["peer"] == OURS or ratio is None else spread(ratio),
+                *ratio_cells(found, record.rows),
                 spread(found["of_bandwidth"]),
+                agreement_cell(found["same_tokens"]),
             ]
         )
-    heading = ["", "weights", "tokens/s", "ours is … times as fast", "of the bandwidth"]
+    ratios = ratio_heading(record.rows)
+    heading = ["", "weights", "tokens/s", *ratios, "of the bandwidth", "same tokens"]
     settings = f"{record.settings['tokens']} tokens behind {record.settings['prompt']}"
     title = f"{record.model} ({record.parameters / 1e9:.2f} B), {settings}; {limits_line(record)}\n\n"
     return title + markdown(heading, rows) + absent_lines(record.absent)

@@ -16,12 +16,14 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 import systolic as sy
 
+from .contest import markdown, spread
 from .subjects import llama_config, random_weights
 
 CHAINS = {
@@ -104,9 +106,16 @@ def main() -> None:
     if options.json:
         print(json.dumps(times))
         return
-    for name, values in times.items():
-        added = np.median(np.array(values) - np.array(times["bare"]))
-        print(f"{name:42s} {np.median(values):7.3f} ms   {added:+7.3f} ms")
+    print(table(times))
+
+
+def table(times: Mapping[str, Sequence[float]]) -> str:
+    """Milliseconds per token of each case, and microseconds more than the bare program in the same round."""
+    bare = np.array(times["bare"])
+    lines = [
+        [name, spread(values), spread(1e3 * (np.array(values) - bare), 0)] for name, values in times.items()
+    ]
+    return markdown(["", "ms per token", "more than the bare program, µs"], lines)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,13 @@
 Each row is a small interleaved run of one of the other benchmarks, in a process of its own, so that a row's
 models are gone before the next. With ``--out``, results are written behind each row, beside those of other
 rows that the file holds; ``--show`` prints the table of such a file without running anything.
+``benchmarks.all`` runs the same rows, and every other table of docs/performance.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +20,10 @@ from typing import Any
 import numpy as np
 
 from .contest import markdown, spread
+from .peers import FORMAT, OURS, is_ours
+from .runs import Failed, run
 
+MODEL = "llama-0.5b"
 Results = Mapping[str, Any]
 
 
@@ -64,12 +65,14 @@ def found(results: Results, name: str) -> Results | None:
 
 
 def against(results: Results, bounds: Mapping[str, float], what: str) -> list[Judgement]:
-    """How many times as fast as each named contestant ours is."""
-    rows = {name: found(results, name) for name in bounds}
+    """How many times as fast as each named contestant ours is, and then its other formats."""
+    rows = {name: row for name in bounds if (row := found(results, name)) is not None}
+    formats = dict.fromkeys(ours for row in rows.values() for ours in row["ours_is_times"])
+    names = {ours: "" if ours == OURS else f" ({ours.removeprefix(FORMAT)})" for ours in formats}
     return [
-        Judgement(f"{what} ÷ {name}", bounds[name], row["ours_is_times"])
+        Judgement(f"{what}{names[ours]} ÷ {name}", bounds[name], row["ours_is_times"][ours])
+        for ours in formats
         for name, row in rows.items()
-        if row is not None
     ]
 
 
@@ -78,10 +81,14 @@ def against(results: Results, bounds: Mapping[str, float], what: str) -> list[Ju
 
 def judge_f32(results: Results) -> list[Judgement]:
     bounds = {"llama.cpp, f32": 1.2, "JAX by hand, f32": 1.1, "transformers, f32": 2.5}
-    ours = found(results, "systolic f32")
-    assert ours is not None
-    share = Judgement("f32 decode, of the bandwidth", 0.9, ours["of_bandwidth"], "")
-    return [share, *against(results, bounds, "f32 decode")]
+    shares = [
+        Judgement(
+            f"{row['name'].removeprefix('systolic ')} decode, of the bandwidth", 0.9, row["of_bandwidth"], ""
+        )
+        for row in results["rows"]
+        if is_ours(row["peer"])
+    ]
+    return [*shares, *against(results, bounds, "f32 decode")]
 
 
 def judge_bf16(results: Results) -> list[Judgement]:
@@ -96,10 +103,10 @@ def judge_prefill(results: Results) -> list[Judgement]:
     """Against the fastest peer of each round."""
     judgements = []
     for dtype in ("f32", "bf16"):
-        peers = [row for row in results["rows"] if row["dtype"] == dtype and row["peer"] != "systolic"]
+        peers = [row for row in results["rows"] if row["dtype"] == dtype and not is_ours(row["peer"])]
         if peers:
-            ratios = np.min([row["ours_is_times"] for row in peers], axis=0)
-            best = min(peers, key=lambda row: np.median(row["ours_is_times"]))["name"]
+            ratios = np.min([row["ours_is_times"][OURS] for row in peers], axis=0)
+            best = min(peers, key=lambda row: np.median(row["ours_is_times"][OURS]))["name"]
             judgements.append(Judgement(f"prefill 512, {dtype} ÷ the best ({best})", 1.0, ratios.tolist()))
     return judgements
 
@@ -189,16 +196,9 @@ ROWS: Mapping[str, Row] = {
 }
 
 
-def run(row: Row, model: str, rounds: int) -> Results:
-    """Runs a benchmark in a process of its own; what it says goes to stderr."""
-    options = row.options.format(model=model, rounds=rounds).split()
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "results.json"
-        command = [sys.executable, "-m", f"benchmarks.{row.module}", *options, "--out", str(file)]
-        status = subprocess.run(command, stdout=sys.stderr, check=False).returncode
-        if status != 0 or not file.exists():
-            raise SystemExit(f"benchmarks.{row.module} {' '.join(options)} failed with status {status}")
-        return json.loads(file.read_text(encoding="utf-8"))
+def judgements_of(name: str, results: Results) -> list[dict[str, Any]]:
+    """What a row's results are judged as, for JSON."""
+    return [asdict(judgement) for judgement in ROWS[name].judge(results)]
 
 
 def table(judged: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -212,7 +212,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", default=",".join(ROWS), help=f"of {', '.join(ROWS)} (default: all)")
-    parser.add_argument("--model", default="llama-0.5b")
+    parser.add_argument("--model", default=MODEL)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, help="write results here, beside those of other rows")
     parser.add_argument("--show", type=Path, help="only print the table of this file")
@@ -227,9 +227,12 @@ def main() -> None:
     if options.out and options.out.exists():
         kept = json.loads(options.out.read_text(encoding="utf-8"))
     for name in options.rows.split(","):
-        results = run(ROWS[name], options.model, options.rounds)
-        kept["results"][name] = results
-        kept["judgements"][name] = [asdict(judgement) for judgement in ROWS[name].judge(results)]
+        row = ROWS[name]
+        try:
+            results = run(row.module, row.options.format(model=options.model, rounds=options.rounds)).results
+        except Failed as error:
+            raise SystemExit(str(error)) from None
+        kept["results"][name], kept["judgements"][name] = results, judgements_of(name, results)
         if options.out:
             options.out.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     print(table(kept["judgements"]))

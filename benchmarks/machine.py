@@ -1,4 +1,7 @@
-"""The limits of this machine, as measured: what it reads per second, what it multiplies per second."""
+"""The limits of this machine, as measured: what it reads per second, what it multiplies per second.
+
+A device is ``cpu``, or ``gpu``: the first that jax has.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,22 @@ import jax.numpy as jnp
 import numpy as np
 
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-READ_BYTES = 1 << 28  # read at once: more than caches hold
-MATRIX = 2048  # a side of the matrices whose product is timed
+READ_BYTES = {"cpu": 1 << 28, "gpu": 1 << 31}  # read at once: more than caches hold
+MATRIX = {"cpu": 2048, "gpu": 8192}  # a side of the matrices whose product is timed
+DEVICES = tuple(READ_BYTES)
+PLATFORMS = {"cpu": "cpu", "gpu": "cuda"}  # what jax calls them
+
+
+def choose(device: str) -> None:
+    """Makes a device the one that jax, and so we, run on; SystemExit if there is none. To be called first."""
+    os.environ["JAX_PLATFORMS"] = ",".join(dict.fromkeys([PLATFORMS[device], "cpu"]))
+    jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+    try:
+        is_there = jax.devices()[0].platform == device
+    except RuntimeError:
+        is_there = False
+    if not is_there:
+        raise SystemExit(f"--device {device}: jax finds none (for a GPU, pip install 'jax[cuda13]')")
 
 
 def best_seconds(work: Callable[[], Any], seconds: float) -> float:
@@ -33,40 +50,44 @@ def best_seconds(work: Callable[[], Any], seconds: float) -> float:
 
 
 @cache
-def _reader() -> tuple[Callable[[], Any], int]:
-    """Reads 256 MiB once, a part on each core, as dot products; and how many bytes that is."""
-    parts = np.array_split(np.ones(READ_BYTES // 4, np.float32), THREADS)
+def _reader(device: str) -> Callable[[], Any]:
+    """Reads so many bytes once: on a CPU a part on each core, as dot products."""
+    count = READ_BYTES[device] // 4
+    if device != "cpu":
+        vector, total = jnp.ones(count, jnp.float32), jax.jit(jnp.sum)
+        return lambda: total(vector).block_until_ready()
+    parts = np.array_split(np.ones(count, np.float32), THREADS)
     pool = ThreadPoolExecutor(THREADS)
-    return lambda: list(pool.map(lambda part: float(np.dot(part, part)), parts)), READ_BYTES
+    return lambda: list(pool.map(lambda part: float(np.dot(part, part)), parts))
 
 
-def read_bandwidth(seconds: float = 0.5) -> float:
-    """Bytes per second that dot products of f32 on all cores read from memory, at best."""
-    read, size = _reader()
-    return size / best_seconds(read, seconds)
+def read_bandwidth(seconds: float = 0.5, device: str = "cpu") -> float:
+    """Bytes per second that dot products of f32 on all cores read from memory, at best; sums on a GPU."""
+    return READ_BYTES[device] / best_seconds(_reader(device), seconds)
 
 
-def matmul_peak(dtype: str, seconds: float = 1.0) -> tuple[float, str]:
+def matmul_peak(dtype: str, seconds: float = 1.0, device: str = "cpu") -> tuple[float, str]:
     """Operations per second of the fastest library at a square product of ``dtype``, and its name."""
-    found = {"XLA": _jax_product(dtype)}
-    if find_spec("torch"):
-        found["oneDNN"] = _torch_product(dtype)
-    rates = {name: 2 * MATRIX**3 / best_seconds(work, seconds) for name, work in found.items()}
+    side = MATRIX[device]
+    found = {"XLA": _jax_product(dtype, side)}
+    if device == "cpu" and find_spec("torch"):
+        found["oneDNN"] = _torch_product(dtype, side)
+    rates = {name: 2 * side**3 / best_seconds(work, seconds) for name, work in found.items()}
     name = max(rates, key=lambda name: rates[name])
     return rates[name], name
 
 
-def _jax_product(dtype: str) -> Callable[[], Any]:
-    matrix = jnp.ones((MATRIX, MATRIX), {"f32": jnp.float32, "bf16": jnp.bfloat16}[dtype])
+def _jax_product(dtype: str, side: int) -> Callable[[], Any]:
+    matrix = jnp.ones((side, side), {"f32": jnp.float32, "bf16": jnp.bfloat16}[dtype])
     product = jax.jit(lambda a, b: jax.lax.dot_general(a, b, (((1,), (1,)), ((), ()))))
     return lambda: product(matrix, matrix).block_until_ready()
 
 
-def _torch_product(dtype: str) -> Callable[[], Any]:
+def _torch_product(dtype: str, side: int) -> Callable[[], Any]:
     import torch
 
     torch.set_num_threads(THREADS)
-    matrix = torch.ones(MATRIX, MATRIX, dtype={"f32": torch.float32, "bf16": torch.bfloat16}[dtype])
+    matrix = torch.ones(side, side, dtype={"f32": torch.float32, "bf16": torch.bfloat16}[dtype])
     return lambda: matrix @ matrix.T
 
 
@@ -78,8 +99,10 @@ def describe() -> dict[str, Any]:
     return {"processor": names[0] if names else platform.processor(), "threads": THREADS, "memory": memory}
 
 
-def resident_bytes() -> int:
-    """What this process holds in memory now, without the files that it maps."""
+def resident_bytes(device: str = "cpu") -> int:
+    """What this process holds in memory now, without the files that it maps; of a GPU's, what jax holds."""
+    if device != "cpu":
+        return int((jax.devices()[0].memory_stats() or {})["bytes_in_use"])
     fields = Path("/proc/self/status").read_text().splitlines()
     (anonymous,) = (line.split()[1] for line in fields if line.startswith("RssAnon"))
     return 1024 * int(anonymous)

@@ -24,19 +24,21 @@ from .contest import (
     Record,
     Turn,
     absent_lines,
-    base_of,
     command_line,
     different_tokens,
     enter,
     limits_line,
     markdown,
+    ours_is_times,
     parser_for,
     peers_of,
+    ratio_cells,
+    ratio_heading,
     settings_of,
     show,
     spread,
 )
-from .peers import OURS, Contestant, Setting
+from .peers import Contestant, Setting
 from .subjects import Subject, load_subject
 
 PROMPT = 16
@@ -65,13 +67,14 @@ def measure(
     bandwidth = []
     for _ in range(tokens // block):
         for entry in entries:
-            before = machine.resident_bytes()
+            device = entry.setting.device
+            before = machine.resident_bytes(device)
             found = turn(entry.contestant)
-            grown[entry.name].append(machine.resident_bytes() - before)
+            grown[entry.name].append(machine.resident_bytes(device) - before)
             said[entry.name].append(found.tokens)
             entry.seconds.append(found.seconds)
             time.sleep(REST)
-        bandwidth.append(machine.read_bandwidth(0.2))
+        bandwidth.append(machine.read_bandwidth(0.2, settings[0].device))
     for entry in entries:
         entry.tokens = np.concatenate(said[entry.name], axis=1)
     return Record(
@@ -89,7 +92,6 @@ def measure(
 
 def row(entry: Entry, entries: Sequence[Entry], grown: Sequence[int]) -> dict[str, Any]:
     """What was measured of one contestant; the first block compiles and fills caches."""
-    base = base_of(entry, entries)
     rates = [entry.setting.rows / seconds for seconds in entry.seconds]
     return {
         "name": entry.name,
@@ -98,9 +100,7 @@ def row(entry: Entry, entries: Sequence[Entry], grown: Sequence[int]) -> dict[st
         "rows": entry.setting.rows,
         "capacity": entry.setting.capacity,
         "tokens_per_second": rates[1:],
-        "ours_is_times": [s / b for s, b in zip(entry.seconds, base.seconds, strict=True)][1:]
-        if base
-        else None,
+        "ours_is_times": {name: ratios[1:] for name, ratios in ours_is_times(entry, entries).items()},
         "grown_bytes": list(grown),
     }
 
@@ -115,19 +115,20 @@ def table(record: Record) -> str:
     """The record as Markdown."""
     rows = []
     for found in record.rows:
-        ratio, rates = found["ours_is_times"], found["tokens_per_second"]
+        rates = found["tokens_per_second"]
         half = len(found["grown_bytes"]) // 2
         rows.append(
             [
                 found["name"],
                 spread(rates, 1),
-                "" if found["peer"] == OURS or ratio is None else spread(ratio),
+                *ratio_cells(found, record.rows),
                 f"{last_against_first(rates):.2f}",
                 f"{sum(found['grown_bytes'][1:half]) / 1e6:+.1f} MB",
                 f"{sum(found['grown_bytes'][half:]) / 1e6:+.1f} MB",
             ]
         )
-    heading = ["", "tokens/s", "ours is … times as fast", "last quarter ÷ first", "grew in the first half"]
+    ratios = ratio_heading(record.rows)
+    heading = ["", "tokens/s", *ratios, "last quarter ÷ first", "grew in the first half"]
     settings = f"{record.settings['tokens']} tokens in blocks of {record.settings['block']}"
     window = f", window {record.settings['window']}" if record.settings["window"] else ""
     title = f"{record.model} ({record.parameters / 1e9:.2f} B){window}, {settings}; {limits_line(record)}\n\n"

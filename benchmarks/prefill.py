@@ -21,20 +21,22 @@ from .contest import (
     Record,
     Turn,
     absent_lines,
-    base_of,
     command_line,
     different_tokens,
     enter,
     limits_line,
     markdown,
+    ours_is_times,
     parser_for,
     peers_of,
+    ratio_cells,
+    ratio_heading,
     run_rounds,
     settings_of,
     show,
     spread,
 )
-from .peers import OURS, Contestant, Setting
+from .peers import Contestant, Setting
 from .subjects import Subject, load_subject
 
 
@@ -60,7 +62,8 @@ def measure(
 
     entries, absent = enter(subject, peers, settings, work)
     bandwidth = run_rounds(entries, rounds)
-    peaks = {dtype: machine.matmul_peak(dtype) for dtype in ("f32", "bf16")}
+    device = settings[0].device
+    peaks = {dtype: machine.matmul_peak(dtype, device=device) for dtype in ("f32", "bf16")}
     operations = product_operations(subject, length)
     return Record(
         "prefill",
@@ -95,7 +98,6 @@ def row(
     peaks: Mapping[str, tuple[float, str]],
 ) -> dict[str, Any]:
     """What was measured of one contestant."""
-    base = base_of(entry, entries)
     rows = entry.setting.rows
     peak = peaks["f32" if entry.setting.dtype == "f32" else "bf16"][0]
     return {
@@ -106,7 +108,7 @@ def row(
         "prompt": length,
         "tokens_per_second": [rows * length / s for s in entry.seconds],
         "seconds": entry.seconds,
-        "ours_is_times": [s / b for s, b in zip(entry.seconds, base.seconds, strict=True)] if base else None,
+        "ours_is_times": ours_is_times(entry, entries),
         "of_peak": [rows * operations / s / peak for s in entry.seconds],
     }
 
@@ -115,16 +117,15 @@ def table(record: Record) -> str:
     """The record as Markdown."""
     rows = []
     for found in record.rows:
-        ratio = found["ours_is_times"]
         rows.append(
             [
                 found["name"],
                 spread(found["tokens_per_second"], 0),
-                "" if found["peer"] == OURS or ratio is None else spread(ratio),
+                *ratio_cells(found, record.rows),
                 spread(found["of_peak"]),
             ]
         )
-    heading = ["", "tokens/s", "ours is … times as fast", "of the matmul peak"]
+    heading = ["", "tokens/s", *ratio_heading(record.rows), "of the matmul peak"]
     prompt = f"a prompt of {record.settings['prompt']}"
     title = f"{record.model} ({record.parameters / 1e9:.2f} B), {prompt}; {limits_line(record)}\n\n"
     return title + markdown(heading, rows) + absent_lines(record.absent)

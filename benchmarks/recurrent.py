@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from . import decode, prefill
-from .contest import command_line, markdown, peers_of, spread
+from .contest import command_line, markdown, peers_of, ratio_cells, spread
 from .machine import THREADS
 from .peers import Setting
 from .peers.ours import prepare
@@ -70,11 +70,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
             is_first = read is reads["rows"][0]
             cells = [f"{one['model']} ({reads['parameters'] / 1e9:.2f} B)" if is_first else "", read["name"]]
             for row, digits in ((read, 0), (step, 1)):
-                ratio = row["ours_is_times"]
-                cells += [
-                    spread(row["tokens_per_second"], digits),
-                    "" if is_first or ratio is None else spread(ratio),
-                ]
+                cells += [spread(row["tokens_per_second"], digits), *ratio_cells(row, steps["rows"])]
             rows.append(cells)
         if one["far"]:
             behind = one["far"]["seconds"].values()

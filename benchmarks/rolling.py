@@ -28,6 +28,7 @@ from systolic.compiler.program import Program
 from systolic.runner.options import options_for
 from systolic.runner.program_source import DerivedPrograms
 
+from .contest import markdown
 from .peers.ours import with_weights_as
 from .subjects import Subject, llama_config, mamba_config, random_weights
 
@@ -52,16 +53,22 @@ class Row:
     unrolled_milliseconds: float | None = None
     ratios: tuple[float, ...] = ()
 
-    def __str__(self) -> str:
-        head = f"{self.model}, {self.layers:3d} layers, {self.positions:3d} positions: "
-        shown = (
-            f"{head}compiled in {self.unrolled_seconds:.2f} s unrolled, {self.rolled_seconds:.2f} s rolled"
-        )
+    @property
+    def cells(self) -> list[str]:
+        """A row of the table."""
+        seconds = [f"{self.unrolled_seconds:.2f} s", f"{self.rolled_seconds:.2f} s"]
+        return [self.model, str(self.layers), str(self.positions), *seconds, self._call]
+
+    @property
+    def _call(self) -> str:
+        """The median and the quartiles; calls are short, so their range says nothing."""
         if not self.ratios:
-            return shown
+            return ""
         low, middle, high = np.percentile(self.ratios, (25, 50, 75))
-        times = f"{middle:.3f} ({low:.3f} to {high:.3f}) of {self.unrolled_milliseconds:.2f} ms"
-        return f"{shown}; a call takes {times}"
+        return f"{middle:.3f} ({low:.3f} to {high:.3f})"
+
+
+HEADING = ["model", "layers", "positions", "unrolled", "rolled", "a rolled call takes"]
 
 
 def subject(name: str, hidden: int, layers: int, *, has_weights: bool) -> Subject:
@@ -120,8 +127,6 @@ def measure(options: argparse.Namespace, name: str, layers: int) -> list[Row]:
             if runs:
                 measured = run_ratios(backend, forms, model.weights or {}, options.rounds)
             rows.append(Row(name, layers, positions, *seconds, *measured))
-            if not options.json:
-                print(rows[-1], flush=True)
     return rows
 
 
@@ -145,8 +150,7 @@ def main() -> None:
     text = json.dumps([asdict(row) for row in rows], indent=1)
     if options.out is not None:
         options.out.write_text(text + "\n", encoding="utf-8")
-    if options.json:
-        print(text)
+    print(text if options.json else markdown(HEADING, [row.cells for row in rows]))
 
 
 if __name__ == "__main__":

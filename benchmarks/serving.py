@@ -14,11 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import systolic as sy
+
+from .contest import markdown, spread
 
 
 def prompts_for(model: sy.Model, count: int, length: int) -> list[list[int]]:
@@ -102,10 +106,6 @@ def _gaps(scheduler: sy.Scheduler, other: Any, goes_on: Any) -> list[float]:
     return gaps
 
 
-def _spread(values: list[float]) -> str:
-    return f"{np.median(values):8.1f}  ({min(values):.1f} to {max(values):.1f})"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -118,21 +118,30 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[16, 32, 64, 128])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     options = parser.parse_args()
     model = sy.load(options.model)
     rates = measure_throughput(model, options)
     load = {share: measure_load(model, options, share) for share in options.prompt_tokens}
-    if options.json:
-        print(json.dumps({"tokens_per_second": rates, "milliseconds": load}))
-        return
-    for name, values in rates.items():
-        ratio = np.median(values) / np.median(rates["one by one"])
-        print(f"{name:16s} tokens/s {_spread(values)}   {ratio:.2f} ×")
-    print(f"\na prompt of {options.prompt} tokens beside {options.batch - 1} running texts, milliseconds")
-    for share, found in load.items():
-        print(f"at most {share} prompt tokens per step")
-        for name, values in found.items():
-            print(f"  {name:16s} {_spread(values)}")
+    text = json.dumps({"tokens_per_second": rates, "milliseconds": load}, indent=1)
+    if options.out is not None:
+        options.out.write_text(text + "\n", encoding="utf-8")
+    print(text if options.json else table(rates, load, options))
+
+
+def table(
+    rates: Mapping[str, Sequence[float]],
+    load: Mapping[int, Mapping[str, Sequence[float]]],
+    options: argparse.Namespace,
+) -> str:
+    """Tokens per second one way and the other, then milliseconds under load."""
+    base = np.array(rates["one by one"])
+    throughput = [[name, spread(values, 0), spread(values / base)] for name, values in rates.items()]
+    cases = list(next(iter(load.values())))
+    shares = [[str(share), *(spread(found[case], 1) for case in cases)] for share, found in load.items()]
+    said = f"A prompt of {options.prompt} tokens beside {options.batch - 1} running texts, milliseconds:"
+    first = markdown(["", "tokens/s", "times one by one"], throughput)
+    return f"{first}\n\n{said}\n\n{markdown(['its tokens per step', *cases], shares)}"
 
 
 if __name__ == "__main__":

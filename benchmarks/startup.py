@@ -13,7 +13,6 @@ pages of mapped files included, as a multiple of the weights' bytes in the file.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -22,8 +21,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from safetensors.numpy import save_file
 
 from systolic.backends.cache import default_cache_directory
 from systolic.runner.kept_weights import ENDING
@@ -41,7 +38,7 @@ from .contest import (
     spread,
 )
 from .peers import OURS, Setting, Unavailable
-from .subjects import CONFIGS, Subject, load_subject
+from .subjects import Subject, checkpoint_of, load_subject
 
 PROMPT = [5, 6, 7, 8]
 READING = "reading the weights"
@@ -84,18 +81,6 @@ model = llama_cpp.Llama(sys.argv[1], n_ctx=1024, n_threads=int(sys.argv[2]), ver
 token = next(model.generate({PROMPT}, temp=0.0))
 """,
 }
-
-
-def checkpoint_of(subject: Subject) -> Path:
-    """A directory with the subject as a checkpoint, written once into the user's cache."""
-    if subject.name not in CONFIGS:
-        return subject.model.path
-    folder = default_cache_directory().parent / "checkpoints" / subject.name
-    if not (folder / "config.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(dict(subject.weights), folder / "model.safetensors", {"format": "pt"})
-        (folder / "config.json").write_text(json.dumps(subject.config))
-    return folder
 
 
 @dataclass(frozen=True)

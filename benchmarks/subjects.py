@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
 import systolic as sy
+from systolic.backends.cache import default_cache_directory
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -191,6 +193,18 @@ def load_subject(name: str) -> Subject:
     assert model.weights is not None
     weights = {node.name: np.array(model.weights[node.name]) for node in model.graph.parameters}
     return Subject(path.name, json.loads((path / "config.json").read_text()), model, weights)
+
+
+def checkpoint_of(subject: Subject) -> Path:
+    """A directory with the subject as a checkpoint, written once into the user's cache."""
+    if subject.name not in CONFIGS:
+        return subject.model.path
+    folder = default_cache_directory().parent / "checkpoints" / subject.name
+    if not (folder / "config.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(dict(subject.weights), folder / "model.safetensors", {"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(subject.config))
+    return folder
 
 
 def model_of_config(config: Mapping[str, Any]) -> sy.Model:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Protocol
 
@@ -19,12 +19,13 @@ class Unavailable(Exception):
 @dataclass(frozen=True)
 class Setting:
     """What a contestant is prepared for: ``dtype`` is how weights are kept (f32, bf16, int8 …), and each of
-    ``rows`` texts has room for ``capacity`` positions. All use ``threads``."""
+    ``rows`` texts has room for ``capacity`` positions. All use ``threads`` of a CPU, or a ``device``."""
 
     dtype: str = "f32"
     rows: int = 1
     capacity: int = 1024
     threads: int = 2
+    device: str = "cpu"
 
 
 class Contestant(Protocol):
@@ -50,13 +51,20 @@ PEERS: Mapping[str, str] = {
     "openvino": "openvino_runtime",
 }
 OURS = "systolic"
+FORMAT = "ours-"  # with a format of weights behind it: ours, once more
+
+
+def is_ours(peer: str) -> bool:
+    return peer == OURS or peer.startswith(FORMAT)
 
 
 def prepare(peer: str, subject: Subject, setting: Setting) -> Contestant:
     """A contestant of ``PEERS``, or ours; ``Unavailable`` with the reason where it cannot take part."""
-    if peer != OURS and peer not in PEERS:
-        raise SystemExit(f"no peer is called {peer}; known: {', '.join(PEERS)}")
-    module = "ours" if peer == OURS else PEERS[peer]
+    if not is_ours(peer) and peer not in PEERS:
+        raise SystemExit(f"no peer is called {peer}; known: {', '.join(PEERS)}, ours-FORMAT")
+    if peer.startswith(FORMAT):
+        setting = replace(setting, dtype=peer.removeprefix(FORMAT))
+    module = "ours" if is_ours(peer) else PEERS[peer]
     try:
         make: Prepare = import_module(f".{module}", __package__).prepare
     except ImportError as error:

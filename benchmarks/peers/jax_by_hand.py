@@ -2,47 +2,42 @@
 
 Unrolled over layers; queries, keys and values are one product, gate and up another; caches [B, H, S, D], one
 for each layer, donated, never reallocated but when they are full: then they double, so a step reads at most
-twice what is used. A sliding window has a ring of exactly its size. Queries of a group share a product. The
-token is chosen in the step and fed back without leaving the device, so calls overlap with the host. Prompts
-are one call, with blocks of queries that read no keys behind them.
-
-The form of a product depends on the type of the weights and on the rows, as measured on CPUs with AVX-512:
-XLA's product of one row with bf16 or int8 weights is 10 times slower than multiplying and reducing, and f32
-weights serve several rows best as [in, out].
+twice what is used. A sliding window has a ring of exactly its size. Queries of a group share a product.
+Tokens are chosen and fed back on the device, up to 64 in one call. Prompts are one call, with blocks of
+queries that read no keys behind them. Products have the form that is the fastest for their weights
+(``jax_products``). GPT-2 and recurrent models are programs beside it, run alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
 from ..subjects import Subject
-from . import Setting, Unavailable, jax_recurrent
+from . import Contestant, Setting, Unavailable, jax_recurrent
+from .jax_attention import Attend, AttentionModel, Cache, grown
+from .jax_gpt2 import Gpt2
+from .jax_products import DTYPES, Products
+from .jax_steps import TOKENS_PER_CALL, looped
 
-Cache = list[tuple[jax.Array, jax.Array]]
 SMALLEST_CACHE = 256
-QUERY_BLOCK = 256  # queries of a prompt that share a product
-LLAMAS = ("llama", "mistral")
 
 
 class JaxByHand:
-    """The jitted step and prefill, the weights as they read them, and the cache."""
+    """The jitted steps and prefill, the weights as they read them, and the cache."""
 
-    def __init__(self, subject: Subject, setting: Setting) -> None:
+    def __init__(self, subject: Subject, setting: Setting, program: Llama | Gpt2) -> None:
         self.name = f"JAX by hand, {setting.dtype}"
-        self._program = Llama(subject.config, setting)
         self._capacity = min(setting.capacity, subject.window or setting.capacity)
-        self._weights = self._program.arrange(subject.weights)
-        leaves = jax.tree.leaves(self._weights)
-        self.weight_bytes = sum(array.nbytes for array in leaves)
-        self._prefill = jax.jit(self._program.prefill, static_argnums=2)
-        self._step = jax.jit(self._program.step, donate_argnums=1)
+        self._has_ring = subject.window is not None
+        self._weights = program.arrange(subject.weights)
+        self.weight_bytes = program.step_bytes(self._weights)
+        self._prefill = jax.jit(program.prefill, static_argnums=2)
+        self._steps = looped(program.step)
         self._grow = jax.jit(grown, static_argnums=1)
         self._cache: Cache = []
         self._token = self._position = jnp.int32(0)
@@ -56,17 +51,26 @@ class JaxByHand:
         return np.asarray(self._token)
 
     def decode(self, count: int) -> np.ndarray:
-        chosen = []
-        for _ in range(count):
-            slots = self._slots(self._seen + 1)
-            if slots > self._cache[0][0].shape[2]:
-                self._cache = self._grow(self._cache, slots)
-            self._token, self._position, self._cache = self._step(
-                self._weights, self._cache, self._token, self._position
+        parts = []
+        while count > 0:
+            size = min(count, TOKENS_PER_CALL, self._room())
+            chosen, self._token, self._position, self._cache = self._steps(
+                self._weights, self._cache, self._token, self._position, size
             )
-            self._seen += 1
-            chosen.append(self._token)
-        return np.stack([np.asarray(token) for token in chosen], axis=1)
+            parts.append(chosen[:size].T)
+            self._seen += size
+            count -= size
+        return np.concatenate([np.asarray(part) for part in parts], axis=1)
+
+    def _room(self) -> int:
+        """How many positions fit into the cache, which grows if there are none."""
+        slots = self._slots(self._seen + 1)
+        if slots > self._cache[0][0].shape[2]:
+            self._cache = self._grow(self._cache, slots)
+        if self._has_ring and slots == self._capacity:
+            return TOKENS_PER_CALL
+        assert self._seen < slots, f"the text is longer than its room of {slots}"
+        return slots - self._seen
 
     def _slots(self, positions: int) -> int:
         """The smallest cache that holds so many positions: it doubles up to the window or the capacity."""
@@ -76,35 +80,25 @@ class JaxByHand:
         return min(size, self._capacity)
 
 
-def grown(cache: Cache, slots: int) -> Cache:
-    """The same caches with more room."""
-    return [
-        tuple(jnp.pad(part, ((0, 0), (0, 0), (0, slots - part.shape[2]), (0, 0))) for part in layer)  # type: ignore[misc]
-        for layer in cache
-    ]
-
-
-class Llama:
+class Llama(AttentionModel):
     """The functions to be jitted."""
 
-    def __init__(self, config: Mapping[str, Any], setting: Setting) -> None:
+    def __init__(self, config: Mapping[str, Any], products: Products) -> None:
+        super().__init__(config.get("sliding_window"))
+        self._products = products
         self._layers = config["num_hidden_layers"]
         self._heads, self._key_heads = config["num_attention_heads"], config["num_key_value_heads"]
         self._size = config.get("head_dim") or config["hidden_size"] // self._heads
         self._epsilon = config["rms_norm_eps"]
-        self._window = config.get("sliding_window")
-        self._dtype, self._rows = setting.dtype, setting.rows
         power = -np.arange(0, self._size, 2, dtype=np.float32) / self._size
         self._frequencies = np.float32(config["rope_theta"]) ** power
-
-    # ---- weights ----
 
     def arrange(self, weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Merged projections in the type and layout that products want; norms stay f32."""
 
         def merged(prefix: str, *names: str) -> Any:
             parts = [weights[f"{prefix}.{name}_proj.weight"] for name in names]
-            return self._matrix(np.concatenate(parts) if len(parts) > 1 else parts[0])
+            return self._products.matrix(np.concatenate(parts) if len(parts) > 1 else parts[0])
 
         layers = []
         for i in range(self._layers):
@@ -119,53 +113,30 @@ class Llama:
                     "mlp_norm": jnp.asarray(weights[f"{layer}.post_attention_layernorm.weight"]),
                 }
             )
-        table = weights["model.embed_tokens.weight"]
-        head = self._matrix(weights.get("lm_head.weight", table))
-        arranged = {"layers": layers, "norm": jnp.asarray(weights["model.norm.weight"]), "head": head}
-        # The table is read by row, so it can be shared with a head that is not kept as its transpose.
-        is_turned = self._dtype == "f32" and self._rows > 1
-        return (
-            {**arranged, "table": jnp.asarray(table)}
-            if is_turned or "lm_head.weight" in weights
-            else arranged
-        )
+        table, head = weights["model.embed_tokens.weight"], weights.get("lm_head.weight")
+        norm = jnp.asarray(weights["model.norm.weight"])
+        return {"layers": layers, "norm": norm, **self._products.embedding(table, head)}
 
-    def _matrix(self, matrix: np.ndarray) -> Any:
-        """[out, in] as products want it."""
-        if self._dtype == "int8":
-            scale = np.maximum(np.abs(matrix).max(axis=1), np.float32(1e-30)) / np.float32(127)
-            integers = np.rint(matrix / scale[:, None]).astype(np.int8)
-            return jnp.asarray(integers), jnp.asarray(scale)
-        if self._dtype == "bf16":
-            return jnp.asarray(matrix.astype(ml_dtypes.bfloat16))
-        return jnp.asarray(matrix if self._rows == 1 else np.ascontiguousarray(matrix.T))
-
-    def _product(self, matrix: Any, x: jax.Array) -> jax.Array:
-        """x [..., in] → [..., out]."""
-        flat = x.reshape(-1, x.shape[-1])
-        y = self._one(matrix, flat[0])[None] if len(flat) == 1 else self._many(matrix, flat)
-        return y.reshape(*x.shape[:-1], -1)
-
-    def _one(self, matrix: Any, x: jax.Array) -> jax.Array:
-        if self._dtype == "int8":
-            integers, scale = matrix
-            return jnp.sum(integers.astype(jnp.float32) * x, axis=-1) * scale
-        if self._dtype == "bf16":
-            return jnp.sum(matrix.astype(jnp.float32) * x, axis=-1)
-        return matrix @ x if self._rows == 1 else x @ matrix
-
-    def _many(self, matrix: Any, x: jax.Array) -> jax.Array:
-        if self._dtype == "int8":
-            integers, scale = matrix
-            return (x @ integers.astype(jnp.float32).T) * scale
-        if self._dtype == "bf16":
-            dimensions = (((1,), (1,)), ((), ()))
-            return jax.lax.dot_general(
-                x.astype(jnp.bfloat16), matrix, dimensions, preferred_element_type=jnp.float32
-            )
-        return x @ (matrix.T if self._rows == 1 else matrix)
+    def step_bytes(self, weights: Mapping[str, Any]) -> int:
+        """What a step reads: all but the table of which it takes a row."""
+        read = {name: part for name, part in weights.items() if name != "table"}
+        return sum(array.nbytes for array in jax.tree.leaves(read))
 
     # ---- the model ----
+
+    def body(self, weights: Any, tokens: jax.Array, positions: jax.Array, attend: Attend) -> Any:
+        product = self._products.apply
+        x = self._products.taken(weights.get("table", weights["head"]), tokens)
+        rotations, kept = self._rotations(positions), []
+        for i, w in enumerate(weights["layers"]):
+            q, k, v = self._projected(w, self._norm(x, w["attention_norm"]), rotations)
+            mixed, cache = attend(i, q, k, v)
+            kept.append(cache)
+            x = x + product(w["out"], mixed)
+            gate, up = jnp.split(product(w["gate_up"], self._norm(x, w["mlp_norm"])), 2, axis=-1)
+            x = x + product(w["down"], jax.nn.silu(gate) * up)
+        logits = product(weights["head"], self._norm(x[:, -1], weights["norm"]))
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32), kept
 
     def _norm(self, x: jax.Array, weight: jax.Array) -> jax.Array:
         return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self._epsilon) * weight
@@ -174,69 +145,17 @@ class Llama:
         angle = positions.astype(jnp.float32)[..., None] * self._frequencies
         return jnp.cos(angle), jnp.sin(angle)
 
-    def _body(self, weights: Any, tokens: jax.Array, positions: jax.Array, attend: Callable[..., Any]) -> Any:
-        """Tokens [B, T] at positions [T] → (token i32[B] behind the last, what ``attend`` kept per layer)."""
-        x = self._embedded(weights, tokens)
-        rotations, kept = self._rotations(positions), []
-        for i, w in enumerate(weights["layers"]):
-            q, k, v = self._projected(w, self._norm(x, w["attention_norm"]), rotations)
-            mixed, cache = attend(i, q, k, v)
-            kept.append(cache)
-            x = x + self._product(w["out"], mixed)
-            gate, up = jnp.split(self._product(w["gate_up"], self._norm(x, w["mlp_norm"])), 2, axis=-1)
-            x = x + self._product(w["down"], jax.nn.silu(gate) * up)
-        logits = self._product(weights["head"], self._norm(x[:, -1], weights["norm"]))
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32), kept
-
-    def _embedded(self, weights: Any, tokens: jax.Array) -> jax.Array:
-        table = weights.get("table", weights["head"])
-        if isinstance(table, tuple):
-            integers, scale = table
-            return integers[tokens].astype(jnp.float32) * scale[tokens][..., None]
-        return table[tokens].astype(jnp.float32)
-
     def _projected(
         self, w: Any, h: jax.Array, rotations: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, ...]:
         """Queries [B, H, G, T, D], keys and values [B, H, T, D]; the first two rotated."""
         rows, length = h.shape[:2]
-        joined = self._product(w["qkv"], h).reshape(rows, length, -1, self._size).transpose(0, 2, 1, 3)
+        joined = self._products.apply(w["qkv"], h).reshape(rows, length, -1, self._size)
+        joined = joined.transpose(0, 2, 1, 3)
         heads, key_heads = self._heads, self._key_heads
         turned = rotate(joined[:, : heads + key_heads], *rotations)
         q = turned[:, :heads].reshape(rows, key_heads, -1, length, self._size) * np.float32(self._size**-0.5)
         return q, turned[:, heads:], joined[:, heads + key_heads :]
-
-    def prefill(self, weights: Any, tokens: jax.Array, slots: int) -> tuple[jax.Array, Cache]:
-        """Reads tokens [B, T] from the start into caches of ``slots``."""
-        length = tokens.shape[1]
-
-        def attend(_: int, q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
-            mixed = [self._block(q, k, v, start) for start in range(0, length, QUERY_BLOCK)]
-            return joined_heads(jnp.concatenate(mixed, axis=3)), (in_slots(k, slots), in_slots(v, slots))
-
-        return self._body(weights, tokens, jnp.arange(length), attend)
-
-    def _block(self, q: jax.Array, k: jax.Array, v: jax.Array, start: int) -> jax.Array:
-        """Queries from ``start`` on over the keys that they may see."""
-        end = min(start + QUERY_BLOCK, q.shape[3])
-        first = 0 if self._window is None else max(0, start - self._window + 1)
-        distance = np.arange(start, end)[:, None] - np.arange(first, end)
-        seen = (distance >= 0) & (distance < (self._window or end))
-        return attention(q[:, :, :, start:end], k[:, :, first:end], v[:, :, first:end], seen)
-
-    def step(self, weights: Any, cache: Cache, token: jax.Array, position: jax.Array) -> Any:
-        """(weights, cache, token i32[B], position i32[]) → (next token, next position, cache)."""
-        slots = cache[0][0].shape[2]
-        slot = position % slots  # a cache that is no ring is never full
-        seen = (jnp.arange(slots) <= position)[None]
-
-        def attend(i: int, q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
-            write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=2)
-            keys, values = write(cache[i][0], k), write(cache[i][1], v)
-            return joined_heads(attention(q, keys, values, seen)), (keys, values)
-
-        token, cache = self._body(weights, token[:, None], position[None], attend)
-        return token, position + 1, cache
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -245,35 +164,17 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, seen: Any) -> jax.Array:
-    """Queries [B, H, G, T, D] over keys and values [B, H, S, D], where ``seen`` [T, S]."""
-    rows, heads, group, length, size = q.shape
-    folded = q.reshape(rows, heads, group * length, size)
-    scores = jnp.einsum("bhqd,bhsd->bhqs", folded, k).reshape(rows, heads, group, length, -1)
-    shares = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
-    mixed = jnp.einsum("bhqs,bhsd->bhqd", shares.reshape(rows, heads, group * length, -1), v)
-    return mixed.reshape(rows, heads, group, length, size)
+PROGRAMS = {"llama": Llama, "mistral": Llama, "gpt2": Gpt2}
 
 
-def joined_heads(mixed: jax.Array) -> jax.Array:
-    """[B, H, G, T, D] → [B, T, H·G·D]."""
-    rows, heads, group, length, size = mixed.shape
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads * group * size)
-
-
-def in_slots(values: jax.Array, slots: int) -> jax.Array:
-    """[B, H, T, D] as a cache of ``slots``: position p lies in slot p modulo their number."""
-    length = values.shape[2]
-    if length <= slots:
-        return jnp.pad(values, ((0, 0), (0, 0), (0, slots - length), (0, 0)))
-    return jnp.roll(values[:, :, length - slots :], length % slots, axis=2)
-
-
-def prepare(subject: Subject, setting: Setting) -> JaxByHand | jax_recurrent.JaxRecurrent:
-    if subject.config["model_type"] in jax_recurrent.PROGRAMS:
-        return jax_recurrent.prepare(subject, setting)
-    if subject.config["model_type"] not in LLAMAS:
-        raise Unavailable(f"it is written for Llama-like models, not for {subject.config['model_type']}")
-    if setting.dtype not in ("f32", "bf16", "int8"):
+def prepare(subject: Subject, setting: Setting) -> Contestant:
+    kind = subject.config["model_type"]
+    if kind not in (*PROGRAMS, *jax_recurrent.PROGRAMS):
+        known = ", ".join((*PROGRAMS, *jax_recurrent.PROGRAMS))
+        raise Unavailable(f"programs are written for {known}, not for {kind}")
+    if setting.dtype not in DTYPES:
         raise Unavailable(f"it has no form of weights kept as {setting.dtype}")
-    return JaxByHand(subject, setting)
+    products = Products(setting.dtype, setting.rows)
+    if kind in jax_recurrent.PROGRAMS:
+        return jax_recurrent.prepare(subject, setting, products)
+    return JaxByHand(subject, setting, PROGRAMS[kind](subject.config, products))

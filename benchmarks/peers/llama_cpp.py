@@ -24,6 +24,7 @@ from . import Setting, Unavailable, gguf_file
 
 LARGEST_BATCH = 512  # positions per call, its default
 GGML_F32 = 0
+ALL_LAYERS = 999
 NAMES = {"int8": "Q8_0", "int4-32": "Q4_0"}  # what it calls them
 
 
@@ -36,7 +37,7 @@ class LlamaCpp:
         self._rows, self._vocabulary = setting.rows, subject.vocabulary_size
         _quieten()
         model_parameters = llama_cpp.llama_model_default_params()
-        model_parameters.n_gpu_layers = 0
+        model_parameters.n_gpu_layers = ALL_LAYERS if setting.device == "gpu" else 0
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_parameters)
         assert self._model, f"llama.cpp cannot read {path}"
         parameters = llama_cpp.llama_context_default_params()
@@ -145,4 +146,6 @@ def file_of(subject: Subject, setting: Setting) -> Path:
 
 
 def prepare(subject: Subject, setting: Setting) -> LlamaCpp:
+    if setting.device == "gpu" and not llama_cpp.llama_supports_gpu_offload():
+        raise Unavailable("this build of it has no GPU")
     return LlamaCpp(file_of(subject, setting), subject, setting)

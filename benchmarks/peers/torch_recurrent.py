@@ -22,7 +22,7 @@ class Rwkv(Transformers):
         output = model(input_ids=tokens, state=self._cache, use_cache=True, **options)
         self._cache = output.state
         self._token = output.logits[:, -1].argmax(-1, keepdim=True)
-        return self._token[:, 0].numpy().astype(np.int32)
+        return self._token[:, 0].cpu().numpy().astype(np.int32)
 
 
 class Lstm:
@@ -31,6 +31,8 @@ class Lstm:
     def __init__(self, subject: Subject, setting: Setting) -> None:
         if setting.dtype != "f32":
             raise Unavailable(f"it has no form of weights kept as {setting.dtype}")
+        if setting.device != "cpu":
+            raise Unavailable("it is run on CPUs only")
         torch.set_num_threads(setting.threads)
         config, tensors = (
             subject.config,
@@ -59,4 +61,4 @@ class Lstm:
         outputs, self._state = self._cells(self._embedding[tokens], self._state)
         logits = torch.nn.functional.linear(outputs[:, -1], self._head, self._bias)
         self._token = logits.argmax(-1, keepdim=True)
-        return self._token[:, 0].numpy().astype(np.int32)
+        return self._token[:, 0].cpu().numpy().astype(np.int32)

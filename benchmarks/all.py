@@ -1,0 +1,236 @@
+"""Every table of docs/performance.md, measured anew and written there: what is judged first.
+
+    python -m benchmarks.all [--budget-minutes 35] [--tables f32,gpt2] [--again] [--list]
+                             [--json benchmarks/results] [--docs docs/performance.md]
+
+Each table is a run of one of the other benchmarks in a process of its own, so a table's models are gone
+before the next. Behind each, its results are written to a JSON file, and its table between its two marks in
+the page. A table that was measured on these sources is left as it is, without ``--again``. One that would not
+end within the budget, by what it took the last time, is not begun. ``--list`` says what is there, and runs
+nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from . import judged
+from .runs import Failed, run
+from .subjects import ROOT
+
+LIMIT = 3  # times what a table took the last time before it is ended
+ROUNDS = 5  # of what is judged
+PROGRAMS = ("ir", "compiler", "backends", "models", "runner", "benchmarks")  # what results depend on
+NOT_MEASURED = ("all.py", "judged.py")
+Kept = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A benchmark with its options; ``seconds`` are what it takes on two cores, to begin with."""
+
+    module: str
+    options: str
+    seconds: int
+
+
+def _judged(name: str, seconds: int) -> Table:
+    row = judged.ROWS[name]
+    return Table(row.module, row.options.format(model=judged.MODEL, rounds=ROUNDS), seconds)
+
+
+DECODE = "--tokens 32 --rounds 3"
+TABLES: Mapping[str, Table] = {
+    "f32": _judged("f32", 90),
+    "bf16": _judged("bf16", 60),
+    "int8": _judged("int8", 50),
+    "prefill": _judged("prefill", 180),
+    "startup": _judged("startup", 45),
+    "batch": _judged("batch", 50),
+    "capacity": _judged("capacity", 40),
+    "overhead": _judged("overhead", 25),
+    "compile": _judged("compile", 45),
+    "window": _judged("window", 170),
+    "decode-0.1b": Table("decode", f"--model llama-0.1b --dtypes f32,bf16,int8 {DECODE}", 150),
+    "prefill-0.1b": Table("prefill", "--model llama-0.1b --dtypes f32,bf16 --prompt 512 --rounds 3", 100),
+    "1b-bf16": Table("decode", "--model llama-1b --dtypes bf16 --tokens 12 --rounds 3", 150),
+    "1b-int8": Table("decode", "--model llama-1b --dtypes int8 --tokens 12 --rounds 3", 120),
+    "gpt2": Table("decode", f"--model gpt2 --dtypes f32,bf16 {DECODE}", 120),
+    "prefill-gpt2": Table("prefill", "--model gpt2 --dtypes f32 --prompt 512 --rounds 3", 80),
+    "mamba": Table("decode", f"--model mamba-130m --dtypes f32,bf16,int8 {DECODE}", 120),
+    "mistral": Table(
+        "decode", f"--model mistral-window --dtypes f32 --prompt 1100 --capacity 2048 {DECODE}", 60
+    ),
+    "stories": Table(
+        "decode", "--model stories260K --dtypes f32,int8 --capacity 512 --tokens 128 --rounds 5", 90
+    ),
+    "torch-compile": Table(
+        "decode",
+        "--model llama-0.5b --dtypes f32,bf16 --tokens 8 --rounds 3 --peers transformers,torch-compile",
+        150,
+    ),
+    "recurrent": Table("recurrent", "--rounds 3 --tokens 24 --positions none", 240),
+    "positions": Table(
+        "recurrent",
+        "--models mamba-130m,rwkv-169m --peers none --prompt 64 --tokens 24 --positions 100,4000",
+        60,
+    ),
+    "states": Table("long_context", "--rounds 5", 60),
+    "rolling": Table("rolling", "--rounds 16", 120),
+    "loop": Table("decode_loop", "--layers 2 --hidden 64", 25),
+    "serving": Table("serving", "", 45),
+    "pages": Table("pages", "", 15),
+    "forms": Table("forms", "", 90),
+    "quality": Table("quality", "", 300),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--budget-minutes", type=float, default=float("inf"), help="default: all the time")
+    parser.add_argument("--tables", default=",".join(TABLES), help=f"of {', '.join(TABLES)} (default: all)")
+    parser.add_argument("--again", action="store_true", help="also what was measured on these sources")
+    parser.add_argument("--list", action="store_true", help="say what is measured, on what, and end")
+    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results", help="where results go")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "performance.md", help="the page")
+    options = parser.parse_args()
+    names = options.tables.split(",")
+    unknown = [name for name in names if name not in TABLES]
+    if unknown:
+        raise SystemExit(f"no table is called {unknown[0]}; known: {', '.join(TABLES)}")
+    if options.list:
+        print("\n".join(described(name, read(options.json, name)) for name in names))
+        return
+    options.json.mkdir(parents=True, exist_ok=True)
+    failed = measure_all(names, options)
+    write_page(options.docs, options.json)
+    if failed:
+        sys.exit("\n".join(failed))
+
+
+def measure_all(names: list[str], options: argparse.Namespace) -> list[str]:
+    """Measures what there is time for, and writes it; a line for each table that failed."""
+    end, sources, failed = time.monotonic() + 60 * options.budget_minutes, digest(), []
+    for name in names:
+        before = read(options.json, name)
+        if not options.again and before and is_of(before, name, sources):
+            print(f"{name}: measured already", flush=True)
+            continue
+        expected = before["seconds"] if before else TABLES[name].seconds
+        if expected > end - time.monotonic():
+            print(f"{name}: not begun, it takes {expected:.0f} s", flush=True)
+            continue
+        try:
+            kept = measured(name, sources, LIMIT * max(expected, TABLES[name].seconds))
+        except Failed as error:
+            failed.append(f"{name}: {error}")
+            print(failed[-1], flush=True)
+            continue
+        (options.json / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        write_page(options.docs, options.json)
+        print(f"{name}: {kept['seconds']:.0f} s", flush=True)
+        if not kept["is_sound"]:
+            failed.append(f"{name}: tokens differ")
+    return failed
+
+
+def command(name: str) -> str:
+    """How a user runs one table."""
+    return f"python -m benchmarks.{TABLES[name].module} {TABLES[name].options}".strip()
+
+
+def measured(name: str, sources: str, limit: float) -> Kept:
+    """Runs a table; what is kept of it."""
+    table = TABLES[name]
+    found = run(table.module, table.options, limit)
+    judgements = judged.judgements_of(name, found.results) if name in judged.ROWS else []
+    return {
+        "command": command(name),
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit(),
+        "sources": sources,
+        "seconds": round(found.seconds, 1),
+        "is_sound": found.is_sound,
+        "judgements": judgements,
+        "text": found.text,
+        "results": found.results,
+    }
+
+
+def is_of(kept: Kept, name: str, sources: str) -> bool:
+    """Whether results are those of the table as it is, on these sources."""
+    return kept["sources"] == sources and kept["command"] == command(name) and kept["is_sound"]
+
+
+def read(folder: Path, name: str) -> Kept | None:
+    file = folder / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def described(name: str, kept: Kept | None) -> str:
+    when = f"{kept['date']}, commit {kept['commit']}, {kept['seconds']:.0f} s" if kept else "never measured"
+    return f"{name:14s} {when:44s} {command(name)}"
+
+
+def digest() -> str:
+    """Of all sources that results depend on."""
+    found = hashlib.sha256()
+    for folder in PROGRAMS:
+        for file in sorted((ROOT / folder).rglob("*")):
+            if file.suffix in (".py", ".h", ".cc", ".cpp", ".toml") and file.name not in NOT_MEASURED:
+                found.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def commit() -> str:
+    """The commit that the sources are of, with a + if they were changed; empty without git."""
+    given = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(given, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+# ---- the page ----
+
+
+def write_page(page: Path, folder: Path) -> None:
+    """Writes what is kept of each table between its marks, where the page has them."""
+    text = page.read_text(encoding="utf-8")
+    kept = {name: found for name in TABLES if (found := read(folder, name)) is not None}
+    blocks = {name: block(found) for name, found in kept.items()}
+    if any(found["judgements"] for found in kept.values()):
+        blocks["judged"] = judged.table({name: found["judgements"] for name, found in kept.items()})
+    for name, content in blocks.items():
+        text = replaced(text, name, content)
+    page.write_text(text, encoding="utf-8")
+
+
+def block(kept: Kept) -> str:
+    """A table as the page has it, with how, when and on what it was measured."""
+    commit = f", commit {kept['commit']}" if kept["commit"] else ""
+    return f"`{kept['command']}` ({kept['date']}{commit}):\n\n{kept['text']}"
+
+
+def replaced(text: str, name: str, content: str) -> str:
+    """The text with ``content`` between the marks of ``name``; as it was, if it has no such marks."""
+    begin, end = f"<!-- table {name} -->\n", f"\n<!-- end of {name} -->"
+    before, mark, rest = text.partition(begin)
+    _, closing, behind = rest.partition(end)
+    return f"{before}{mark}{content}{closing}{behind}" if mark and closing else text
+
+
+if __name__ == "__main__":
+    main()
