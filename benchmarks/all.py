@@ -87,7 +87,6 @@ TABLES: Mapping[str, Table] = {
     ),
     "states": Table("long_context", "--rounds 5", 60),
     "rolling": Table("rolling", "--rounds 16", 120),
-    "loop": Table("decode_loop", "--layers 2 --hidden 64", 25),
     "serving": Table("serving", "", 45),
     "pages": Table("pages", "", 15),
     "forms": Table("forms", "", 90),

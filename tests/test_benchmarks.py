@@ -10,7 +10,8 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from benchmarks import contest, decode, judged, memory, rolling, startup
+from benchmarks import all as everything
+from benchmarks import contest, decode, judged, memory, pages, rolling, startup
 from benchmarks.peers import OURS, Setting, Unavailable, prepare
 from benchmarks.subjects import Subject, load_subject
 
@@ -193,3 +194,65 @@ def test_rolling_measures_both_forms():
     assert len(measured.ratios) == 2
     *_, unrolled, rolled, call = measured.cells
     assert re.fullmatch(r"[\d.]+ s [\d.]+ s [\d.]+ \([\d.]+ to [\d.]+\)", f"{unrolled} {rolled} {call}")
+
+
+def test_formats_of_ours_stand_beside_the_numbers_that_they_keep(llama):
+    """A second contestant of ours takes part in its own dtype only, and each has a column of ratios."""
+    settings = [Setting("f32", capacity=64), Setting("int8", capacity=64)]
+    record = decode.measure(llama, ["ours-int8-32", "jax"], settings, prompt=4, tokens=3, rounds=1)
+    names = ["systolic f32", "JAX by hand, f32", "systolic int8", "systolic int8-32", "JAX by hand, int8"]
+    assert [row["name"] for row in record.rows] == names
+    heading, _, ours, *_, theirs = decode.table(record).splitlines()[2:]
+    assert "| ours is … times as fast | int8-32 is … times as fast |" in heading
+    assert ours.split(" | ")[3:5] == ["", ""]
+    assert all(re.fullmatch(r"[\d.]+ \([\d.]+ to [\d.]+\)", cell) for cell in theirs.split(" | ")[3:5])
+
+
+def test_tables_are_written_between_their_marks(tmp_path):
+    page, results = tmp_path / "page.md", tmp_path / "results"
+    page.write_text("before\n<!-- table f32 -->\nold\n<!-- end of f32 -->\nbehind\n")
+    results.mkdir()
+    kept = {
+        "command": "python -m x",
+        "date": "2026-01-02",
+        "commit": "abc",
+        "text": "| a |",
+        "judgements": [],
+    }
+    (results / "f32.json").write_text(json.dumps(kept))
+    (results / "gpt2.json").write_text(json.dumps(kept))  # which has no marks there
+    everything.write_page(page, results)
+    shown = "`python -m x` (2026-01-02, commit abc):\n\n| a |"
+    wanted = f"before\n<!-- table f32 -->\n{shown}\n<!-- end of f32 -->\nbehind\n"
+    assert page.read_text() == wanted
+    everything.write_page(page, results)
+    assert page.read_text() == wanted
+
+
+def test_every_table_has_its_marks_in_the_page():
+    text = (everything.ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    for name in (*everything.TABLES, "judged"):
+        assert everything.replaced(text, name, "x").count(f"<!-- table {name} -->\nx\n<!-- end of") == 1, name
+
+
+def test_what_was_measured_is_not_repeated_and_what_does_not_fit_is_not_begun(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table pages -->\n\n<!-- end of pages -->\n")
+    monkeypatch.setattr(
+        "sys.argv", ["all", "--tables", "pages", "--json", str(tmp_path), "--docs", str(page)]
+    )
+    short = everything.Table("pages", "--rounds 1 --megabytes 8", 9)
+    monkeypatch.setattr(everything, "TABLES", {"pages": short})
+    everything.main()
+    assert "| large |" in page.read_text()
+    everything.main()
+    assert capsys.readouterr().out.splitlines()[-1] == "pages: measured already"
+    monkeypatch.setattr("sys.argv", ["all", *given, "--again", "--budget-minutes", "0"])
+    everything.main()
+    assert capsys.readouterr().out.startswith("pages: not begun, it takes ")
+
+
+def test_small_and_large_pages_are_read_by_turns():
+    rates = pages.measure(1 << 20, rounds=2)
+    assert [len(found) for found in rates.values()] == [2, 2]
+    assert pages.table(rates).splitlines()[2].startswith("| large | ")

@@ -1,6 +1,7 @@
 """Our own programs, as ``sy.compile`` makes them: prompts in chunks, then the decode loop on the device.
 
-A contestant called ``ours-FORMAT`` is the same with weights kept in another format of the same numbers.
+A contestant called ``ours-FORMAT`` is the same with weights kept in another format of the same numbers. They
+run where jax was told to: ``machine.choose``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from systolic.models.quantised import SCHEMES, quantise
 from systolic.runner.decode_loop import LONGEST_CALL, DecodeLoop
 from systolic.runner.generate import Generation, sampling_row
 
-from ..subjects import Subject, checkpoint_of
+from ..subjects import Subject
 from . import Setting, Unavailable
 
 
@@ -53,26 +54,21 @@ class Ours:
 
 def prepare(subject: Subject, setting: Setting) -> Ours:
     """Weights are kept as ``setting.dtype`` from the same arrays that the peers are given."""
-    # Where it runs is what jax was asked for: ``machine.choose``.
     model = with_weights_as(subject, setting.dtype)
     executable = sy.compile(model, batch=setting.rows, capacity=setting.capacity)
     return Ours(f"systolic {setting.dtype}", executable)
 
 
 def with_weights_as(subject: Subject, dtype: str) -> sy.Model:
-    """The subject as ``sy.load`` makes it with that dtype; formats that are made while a checkpoint is read
-    (any name that ``sy.load`` knows) are made of one that is written for it."""
-    if dtype not in (*WEIGHT_DTYPES, *SCHEMES):
-        try:
-            return sy.load(checkpoint_of(subject), dtype)
-        except sy.SystolicError as error:
-            raise Unavailable(str(error)) from None
+    """The subject as ``sy.load`` makes it with that dtype."""
     graph, weights = subject.model.graph, subject.weights
     kept: Mapping[str, np.ndarray] | None = weights
     if dtype in SCHEMES:
         graph, kept = quantise(graph, weights, dtype)
-    elif dtype != "f32":
+    elif dtype in WEIGHT_DTYPES[1:]:
         graph = keep_weights_as(graph, dtype)
         types = {node.name: DTYPES[node.tensor.dtype] for node in graph.parameters}
         kept = {name: array.astype(types[name]) for name, array in weights.items()}
+    elif dtype != "f32":
+        raise Unavailable(f"weights cannot be kept as {dtype}")
     return replace(subject.model, graph=graph, weights=kept, dtype=dtype)
