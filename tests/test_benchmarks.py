@@ -238,9 +238,8 @@ def test_every_table_has_its_marks_in_the_page():
 def test_what_was_measured_is_not_repeated_and_what_does_not_fit_is_not_begun(tmp_path, monkeypatch, capsys):
     page = tmp_path / "page.md"
     page.write_text("<!-- table pages -->\n\n<!-- end of pages -->\n")
-    monkeypatch.setattr(
-        "sys.argv", ["all", "--tables", "pages", "--json", str(tmp_path), "--docs", str(page)]
-    )
+    given = ["--tables", "pages", "--json", str(tmp_path), "--docs", str(page)]
+    monkeypatch.setattr("sys.argv", ["all", *given])
     short = everything.Table("pages", "--rounds 1 --megabytes 8", 9)
     monkeypatch.setattr(everything, "TABLES", {"pages": short})
     everything.main()
