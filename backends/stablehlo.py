@@ -140,8 +140,8 @@ def _chosen(nodes: Sequence[Node], outputs: Collection[Node], block: Block) -> d
         return select_products(nodes, kernels)
     if kernels is None and block.forms is None:
         return {}
-    chosen = select_forms(nodes, kernels, block.forms, block.near)
-    return chosen | (select(nodes, outputs, kernels) if kernels else {})
+    products = select_forms(nodes, kernels, block.forms, block.near)
+    return select(nodes, outputs, products, kernels) if kernels else products
 
 
 # ---- sources ----

@@ -153,7 +153,7 @@ def test_few_numbers_stay_with_xla(native):
         before = sy.feedback(sy.zeros((8,)))
         return before.close(sy.sigmoid(x) * before + x)
 
-    assert "custom_call" not in native.prepare(chunk_program(sy.trace(model, x="f32[8]"), 1, 16)).text
+    assert "@systolic_recur" not in native.prepare(chunk_program(sy.trace(model, x="f32[8]"), 1, 16)).text
 
 
 MAMBA = {"model_type": "mamba", "vocab_size": 64, "hidden_size": 128, "num_hidden_layers": 2}

@@ -37,7 +37,7 @@ def numpy_results() -> Results:
 @pytest.fixture(scope="module")
 def xla_results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     program, values = program_of(SAMPLES)
-    backend = XlaBackend("cpu", tmp_path_factory.mktemp("cache"))
+    backend = XlaBackend("cpu", tmp_path_factory.mktemp("cache"), native=False)
     results, _ = backend.prepare(program).run({}, values, {})
     return {name: backend.fetch(array) for name, array in results.items()}
 

@@ -36,7 +36,7 @@ FLAGS = (
     "-fPIC",
     "-shared",
 )
-NAMES = ("project", "attend", "attend_scaled", "recur", "select", "advance", "cosine", "sine")
+NAMES = ("project", "attend", "attend_scaled", "recur", "select", "advance", "cosine", "sine", "fuse")
 LAYER_NAMES = ("take_layer", "put_layer", "write_layer")
 STATE_NAMES = ("blank",)
 

@@ -3,6 +3,7 @@
 #include "angles.h"
 #include "attend.h"
 #include "blank.h"
+#include "fuse.h"
 #include "layers.h"
 #include "multiply.h"
 #include "recur.h"

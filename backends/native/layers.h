@@ -8,6 +8,7 @@
 
 #include "angles.h"
 #include "attend.h"
+#include "fuse.h"
 #include "multiply.h"
 #include "recur.h"
 
@@ -54,6 +55,7 @@ SYSTOLIC_FOR_LAYER(select)
 SYSTOLIC_FOR_LAYER(advance)
 SYSTOLIC_FOR_LAYER(cosine)
 SYSTOLIC_FOR_LAYER(sine)
+SYSTOLIC_FOR_LAYER(fuse)
 
 // What one layer has of small parameters, each given for all layers, one after the other: a copy of each.
 static ffi::Error TakeLayer(ffi::Buffer<ffi::S32> index, ffi::RemainingArgs all, ffi::RemainingRets taken) {

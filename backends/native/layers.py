@@ -20,9 +20,9 @@ from . import Kernels
 from .calls import Selected, call_kernel_for_many
 from .selection import needed_nodes, select
 
-# Nodes. By `python -m benchmarks.rolling` XLA takes about 0.7 ms for one, so these take 0.2 s. Calls
+# Nodes. By `python -m benchmarks.rolling` XLA takes about 2 ms for one, so these take 0.25 s. Calls
 # take no longer than those of layers one by one, so nothing but what is spared decides.
-LEAST_SPARED = 256
+LEAST_SPARED = 128
 SMALL = 1 << 16  # bytes of a layer that may be copied at each step
 SMALL_PART = 32  # or as a part of what its kernels read
 
@@ -70,7 +70,7 @@ def plan_loop(
     for choice in choose_forms(unit, True, forms, near):
         if choice.form != "kernel":
             return f"{choice.products[0].node.name} is faster as {choice.form} than by a kernel"
-    chosen = select_forms(nodes, kernels, None, near) | select(nodes, ends, kernels)
+    chosen = select(nodes, ends, select_forms(nodes, kernels, None, near), kernels)
     if not chosen:
         return "no kernel computes anything in a layer"
     needed = needed_nodes(nodes, ends, chosen)

@@ -8,8 +8,9 @@ a position see, so that time depends on how much of a state is used and not on i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 
@@ -20,19 +21,23 @@ from ..contractions.products import scalar
 from ..stablehlo_text import Block, Value
 from . import Kernels
 from .calls import Selected, call_kernel
+from .fusions import select_fusions
 from .recurrences import select_recurrence
 
 ANGLES = {"cos": "cosine", "sin": "sine"}  # kernels of ops
 
 
-def select(nodes: Sequence[Node], outputs: Iterable[Node], kernels: Kernels) -> dict[Node, Selected]:
-    """The nodes that kernels compute. What only they needed need not be computed any more."""
+def select(
+    nodes: Sequence[Node], outputs: Collection[Node], products: Mapping[Node, Selected], kernels: Kernels
+) -> dict[Node, Selected]:
+    """The nodes that kernels compute, ``products`` among them, and in the end what lies between all these.
+    What only they needed need not be computed any more."""
     users: dict[Node, list[Node]] = {}
     for node in nodes:
         for source in dict.fromkeys(node.sources):
             users.setdefault(source, []).append(node)
     shown = set(outputs)
-    chosen: dict[Node, Selected] = {}
+    chosen = dict(products)
     for node in nodes:
         found = None
         if node.op.name == "contraction":
@@ -43,7 +48,7 @@ def select(nodes: Sequence[Node], outputs: Iterable[Node], kernels: Kernels) -> 
             found = _of_angles(node, kernels)
         if found is not None:
             chosen[node] = found
-    return chosen
+    return chosen | select_fusions(needed_nodes(nodes, outputs, chosen), outputs, chosen, kernels)
 
 
 def _of_angles(node: Node, kernels: Kernels) -> Selected:
@@ -59,12 +64,37 @@ def _of_angles(node: Node, kernels: Kernels) -> Selected:
 def needed_nodes(
     nodes: Sequence[Node], outputs: Iterable[Node], chosen: Mapping[Node, Selected]
 ) -> list[Node]:
-    """The nodes that outputs need when the chosen ones are computed by kernels, in their order."""
+    """The nodes that outputs need when the chosen ones are computed by kernels, in their order as far as that
+    is possible: what is computed together comes behind all that it is computed from."""
     needed = set(outputs)
     for node in reversed(nodes):
         if node in needed:
             needed.update(chosen[node].operands if node in chosen else node.sources)
-    return [node for node in nodes if node in needed or node.op.kind == "source"]
+    kept = [node for node in nodes if node in needed or node.op.kind == "source"]
+    place = {node: at for at, node in enumerate(kept)}
+    first = {member: node for node in reversed(kept) if node in chosen for member in chosen[node].members}
+    groups: dict[Node, list[Node]] = {}
+    for node in kept:
+        groups.setdefault(first.get(node, node), []).append(node)
+    users: dict[Node, list[Node]] = {}
+    missing: dict[Node, int] = {}
+    for node in groups:
+        sources = chosen[node].operands if node in chosen else node.sources
+        before = {first.get(source, source) for source in sources if source in place}
+        missing[node] = len(before)
+        for source in before:
+            users.setdefault(source, []).append(node)
+    ready = [place[node] for node in groups if not missing[node]]
+    heapify(ready)
+    ordered: list[Node] = []
+    while ready:
+        node = kept[heappop(ready)]
+        ordered += groups[node]
+        for user in users.get(node, ()):
+            missing[user] -= 1
+            if not missing[user]:
+                heappush(ready, place[user])
+    return ordered
 
 
 # ---- attention ----
