@@ -6,19 +6,52 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from systolic.backends.xla_device import XlaDevice
 from systolic.runner.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Of XLA's: what LLVM makes of a program is not improved, and not by way of MLIR, which takes as long again.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 CHROMIUM_FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --window-size=1500,1000"
 )
+
+
+class QuickDevice(XlaDevice):
+    """A device whose programs are compiled in a third of the time: XLA's own passes run as ever."""
+
+    @property
+    def description(self) -> tuple[str, ...]:
+        return *super().description, "quick"  # what is kept is not taken for an optimised program
+
+    @cached_property
+    def _options(self) -> Any:
+        options = super()._options
+        options.env_option_overrides = list(QUICK.items())
+        return options
+
+
+@pytest.fixture(scope="module", autouse=True)
+def xla_code(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Programs are as XLA optimises them where a file is marked ``optimised``, elsewhere compiled quickly.
+
+    Marked are the files that test what the backend writes; the others test what is done with programs.
+    ``--optimised`` is for all files, and worth its time where jaxlib changes.
+    """
+    is_quick = request.node.get_closest_marker("optimised") is None
+    with pytest.MonkeyPatch.context() as patch:
+        if is_quick and not request.config.getoption("--optimised"):
+            patch.setattr("systolic.backends.xla.XlaDevice", QuickDevice)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +84,7 @@ def cli(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the texts in tests/golden anew")
+    parser.addoption("--optimised", action="store_true", help="compile every program as a user's is")
 
 
 @pytest.fixture

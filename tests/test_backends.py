@@ -33,6 +33,8 @@ from systolic.ir.errors import SystolicError
 from systolic.ir.graph import Graph, make_node
 from systolic.ir.ops import OPS
 
+pytestmark = pytest.mark.optimised
+
 
 @pytest.fixture
 def xla(tmp_path: Path) -> XlaBackend:

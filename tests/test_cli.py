@@ -23,6 +23,8 @@ from systolic.runner.commands.score import windows
 from systolic.runner.files import new_directory, write_file
 from systolic.runner.locate import open_executable
 
+pytestmark = pytest.mark.optimised
+
 LEAKING = """
 import systolic as sy
 

@@ -33,6 +33,8 @@ from systolic.runner.executable import Executable
 from systolic.runner.options import options_for
 from systolic.runner.program_source import DerivedPrograms
 
+pytestmark = pytest.mark.optimised
+
 # What each form may differ by, results being around 1: f32 is kept to its 24 bits, vectors beside narrow
 # weights to 16, and many vectors to the 8 of bf16.
 TOLERANCE = {"kernel": 2.0**-7, "rounded": 2.0**-7, "split": 2.0**-13}

@@ -25,6 +25,8 @@ from systolic.runner.sampling import filters as f
 from systolic.runner.sampling import penalties as p
 from systolic.runner.stop_automaton import stop_table
 
+pytestmark = pytest.mark.optimised
+
 SETTINGS = {
     "greedy": {},
     "drawn": {"temperature": 1.3, "top_k": 9, "seed": 5},

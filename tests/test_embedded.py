@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import jax
 import numpy as np
 import pytest
 
 import systolic as sy
 from systolic.runner.tokens import Tokenizer
+
+pytestmark = pytest.mark.optimised
 
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "train_shakespeare.py"
 BOUND = 1.40  # nats per character; the part that is tested is easier than the whole
@@ -127,7 +131,16 @@ def test_stated_loss_is_reproduced(script: ModuleType, shared: Path) -> None:
     assert nats == pytest.approx(float(stated[1]), abs=1e-3)
 
 
+@pytest.fixture
+def quick_jax() -> Iterator[None]:
+    """Functions of jax are compiled in half the time, and take longer."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_jax")
 def test_training_lowers_the_loss(script: ModuleType, tmp_path: Path) -> None:
     """A few steps of a tiny recipe: gradients through the derived program reach every weight."""
     (tmp_path / "text.txt").write_text("First Citizen:\nSpeak, speak.\n\nAll:\nResolved. Resolved.\n\n" * 60)

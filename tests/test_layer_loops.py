@@ -21,6 +21,8 @@ from systolic.runner.decode_loop import DecodeLoop
 from systolic.runner.executable import Executable, compile
 from systolic.runner.sampling import Row
 
+pytestmark = pytest.mark.optimised
+
 MODELS = {  # a model, and how many layers a step of it has as a loop
     "llama_gqa_llama3": 3,
     "mistral_sliding": 3,  # a window: rings
@@ -57,7 +59,7 @@ def test_models_say_the_same_as_recorded(kernels, shared, name):
     plan = plan_loop(executable.programs.lowered.chunk(1).program.graph, kernels)
     assert isinstance(plan, LayerLoop)
     assert len(plan.repetition.units) == MODELS[name]
-    assert "_for_layer(" in executable.programs.chunk(1).text
+    assert "_for_layer(" in executable.programs.lowered.chunk(1).text
     case = recorded["ids_1"].tolist(), recorded["greedy_1"].tolist()
     assert read(executable, case) == case[1]
 
@@ -77,7 +79,7 @@ def test_stories_are_the_same_in_every_form(kernels, shared, dtype, state_dtype,
         executable = compile(load(folder, dtype), **given)
         prompts = (prompts * batch)[:batch]
         said.append(executable.generate_batch(prompts, max_new_tokens=40, ignore_eos=True))
-        texts = [executable.programs.chunk(size).text for size in (1, 16)]
+        texts = [executable.programs.lowered.chunk(size).text for size in (1, 16)]
         rolled = [text.count("_for_layer(") > 0 for text in texts]
         assert rolled == [roll == "always"] * 2
     assert said[0] == said[1]

@@ -22,6 +22,8 @@ from systolic.models.load import load
 from systolic.models.quantised import SCHEMES, quantise
 from systolic.runner.executable import compile
 
+pytestmark = pytest.mark.optimised
+
 
 @pytest.fixture(scope="module")
 def native():

@@ -16,6 +16,8 @@ from systolic.compiler.derive import choose_states, derive_chunk
 from systolic.models import families
 from systolic.models.spec import Config
 
+pytestmark = pytest.mark.optimised
+
 
 @pytest.fixture(scope="module")
 def native():

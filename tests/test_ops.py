@@ -20,6 +20,8 @@ from systolic.ir.graph import make_node
 from systolic.ir.ops import OPS
 from systolic.ir.types import TensorType, dtype_name, parse_type
 
+pytestmark = pytest.mark.optimised
+
 # Relative to max(1, |value|). The samples sum at most some 30 products, so float32 differs by the order of
 # a few roundings of 6e-8 and by the accuracy of exp, pow and erf (some 1e-6). Half types round at 5e-4
 # (f16) and 4e-3 (bf16), and some backends round between the steps of softmax or sigmoid, others do not.
@@ -45,8 +47,9 @@ def xla_results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 @pytest.fixture(scope="module")
 def jax_results() -> Results:
     program, values = program_of(SAMPLES)
+    quick = {"xla_backend_optimization_level": 0}  # it is the table that is tested
     with jax.enable_x64(True):
-        return jax.jit(to_jax(program))({}, values, {})[0]
+        return jax.jit(to_jax(program), compiler_options=quick)({}, values, {})[0]
 
 
 def close(got: Any, want: np.ndarray) -> None:

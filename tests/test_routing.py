@@ -22,6 +22,8 @@ from systolic.ir.interpret import interpret
 from systolic.models.experts import routed_mlp, router_logits, softmax_routing
 from systolic.models.load import keep_weights_as
 
+pytestmark = pytest.mark.optimised
+
 WIDTH, HIDDEN = 6, 5
 
 

@@ -15,6 +15,8 @@ from systolic.runner.executable import compile
 from systolic.runner.generate import Generation, chunk_sizes
 from systolic.runner.options import Options
 
+pytestmark = pytest.mark.optimised
+
 BACKENDS = ["numpy", "xla"]
 V, D = 23, 8
 

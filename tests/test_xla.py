@@ -32,6 +32,8 @@ from systolic.ir.errors import SystolicError
 from systolic.ir.graph import Graph
 from systolic.ir.ops import OPS
 
+pytestmark = pytest.mark.optimised
+
 
 @pytest.fixture
 def xla(tmp_path: Path) -> XlaBackend:
