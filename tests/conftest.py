@@ -6,38 +6,21 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from quick_programs import quick_programs
 
-from systolic.backends.xla_device import XlaDevice
 from systolic.runner.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
-
-# Of XLA's: what LLVM makes of a program is not improved, and not by way of MLIR, which takes as long again.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 CHROMIUM_FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --window-size=1500,1000"
 )
-
-
-class QuickDevice(XlaDevice):
-    """A device whose programs are compiled in a third of the time: XLA's own passes run as ever."""
-
-    @property
-    def description(self) -> tuple[str, ...]:
-        return *super().description, "quick"  # what is kept is not taken for an optimised program
-
-    @cached_property
-    def _options(self) -> Any:
-        options = super()._options
-        options.env_option_overrides = list(QUICK.items())
-        return options
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,9 +31,7 @@ def xla_code(request: pytest.FixtureRequest) -> Iterator[None]:
     ``--optimised`` is for all files, and worth its time where jaxlib changes.
     """
     is_quick = request.node.get_closest_marker("optimised") is None
-    with pytest.MonkeyPatch.context() as patch:
-        if is_quick and not request.config.getoption("--optimised"):
-            patch.setattr("systolic.backends.xla.XlaDevice", QuickDevice)
+    with quick_programs() if is_quick and not request.config.getoption("--optimised") else nullcontext():
         yield
 
 

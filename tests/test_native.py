@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from quick_programs import quick_programs
 
 import systolic as sy
 from systolic.backends.contractions.table import forced_table
@@ -36,7 +37,8 @@ def native():
 
 @pytest.fixture(scope="module")
 def plain():
-    return XlaBackend("cpu", native=False, forms=forced_table("dot"))
+    with quick_programs():
+        return XlaBackend("cpu", native=False, forms=forced_table("dot"))
 
 
 def rounding(rows):

@@ -1,0 +1,37 @@
+"""Programs that XLA compiles in a third of the time, where what it makes of them is not what is tested."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import pytest
+
+from systolic.backends.xla_device import XlaDevice
+
+# What LLVM makes of a program is not improved, and not by way of MLIR, which takes as long again.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
+class QuickDevice(XlaDevice):
+    """XLA's own passes run as ever."""
+
+    @property
+    def description(self) -> tuple[str, ...]:
+        return *super().description, "quick"  # what is kept is not taken for an optimised program
+
+    @cached_property
+    def _options(self) -> Any:
+        options = super()._options
+        options.env_option_overrides = list(QUICK.items())
+        return options
+
+
+@contextmanager
+def quick_programs() -> Iterator[None]:
+    """Backends that are made meanwhile compile quickly."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("systolic.backends.xla.XlaDevice", QuickDevice)
+        yield
