@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..backends.interface import Prepared
+from ..backends.interface import Lowered, Prepared
 from ..compiler.derive.generation import NO_TOKEN, SAMPLING
 from ..compiler.program import Program
 from ..ir.errors import SystolicError
@@ -40,6 +41,11 @@ class Made:
     def counts(self) -> np.ndarray:
         """How many tokens each row has got."""
         return (self.tokens != NO_TOKEN).sum(axis=1)
+
+    def newest(self, before: np.ndarray) -> np.ndarray:
+        """The last token i32[B] of each row, which is that of ``before`` where none was made."""
+        last = np.take_along_axis(self.tokens, np.maximum(self.counts() - 1, 0)[:, None], axis=1)[:, 0]
+        return np.where(self.counts() > 0, last, before).astype(np.int32)
 
 
 class Rows:
@@ -72,11 +78,15 @@ class Rows:
         """What every program is given beside tokens and positions."""
         return self._source_lengths | self._adapters | self.lengths.inputs
 
-    def read(self, tokens: Sequence[Sequence[int]]) -> None:
-        """Reads more tokens of each row, any number; rows without any stay as they are."""
+    def read(self, tokens: Sequence[Sequence[int]]) -> Mapping[str, Any]:
+        """Reads more tokens of each row, any number; rows without any stay as they are.
+
+        What the last call yields, on the device: [B, 1, …] behind the last token of each row that ends in it.
+        """
         self.prepare([len(row) + 1 if row else 0 for row in tokens])  # the newest is read by the loop
-        self._read(tokens)
+        results = self._read(tokens)
         self.lengths.grow(tokens)
+        return results
 
     def prepare(self, ahead: Sequence[int]) -> None:
         """Reads again what is computed differently once rows have read so many more tokens."""
@@ -87,9 +97,9 @@ class Rows:
             )
             self._read([again.get(row, []) for row in range(len(self.seen))])
 
-    def _read(self, tokens: Sequence[Sequence[int]]) -> None:
+    def _read(self, tokens: Sequence[Sequence[int]]) -> Mapping[str, Any]:
         counts = np.array([len(row) for row in tokens], np.int32)
-        start = 0
+        start, results = 0, {}
         for size in chunk_sizes(int(counts.max()), self._executable.options.chunks):
             lengths = np.clip(counts - start, 0, size).astype(np.int32)
             block = np.zeros((len(tokens), size), np.int32)
@@ -97,10 +107,11 @@ class Rows:
                 block[row, :length] = tokens[row][start : start + length]
             program = self._executable.programs.chunk(size, self.longest_source)
             inputs = {self._executable.inputs.token.name: block, "offset": self.seen, "length": lengths}
-            _, updated = program.run(self._executable.parameters, inputs | self.inputs, self.states)
+            results, updated = program.run(self._executable.parameters, inputs | self.inputs, self.states)
             self.states = {**self.states, **updated}
             self.seen = self.seen + lengths
             start += size
+        return results
 
 
 def chunk_sizes(length: int, sizes: Sequence[int]) -> list[int]:
@@ -109,6 +120,13 @@ def chunk_sizes(length: int, sizes: Sequence[int]) -> list[int]:
     largest, rest = max(sizes), length % max(sizes)
     tail = [min(size for size in sizes if size >= rest)] if rest else []
     return [largest] * (length // largest) + tail
+
+
+def reads_last_tokens(lengths: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Whether prompts of these lengths are read to their ends in the chunks that reading all but their last
+    tokens takes, and all end in the last of these: what it yields is then what new tokens are chosen from."""
+    chunks = chunk_sizes(max(lengths), sizes)
+    return chunks == chunk_sizes(max(lengths) - 1, sizes) and min(lengths) > sum(chunks[:-1])
 
 
 class Memory:
@@ -123,6 +141,11 @@ class Memory:
         kept = (state for state in program.states if state.name.startswith(SAMPLING))
         self.states = {s.name: zeros(s.type.static_shape, s.type.dtype) for s in kept}
 
+    @property
+    def unprefixed(self) -> dict[str, Any]:
+        """The states as the sampling program itself calls them."""
+        return {name.removeprefix(SAMPLING): array for name, array in self.states.items()}
+
     def read(self, tokens: Sequence[Sequence[int]], seen: np.ndarray) -> None:
         """Takes in more tokens of each row, behind the ``seen`` ones."""
         if self._recall is None or not any(tokens):
@@ -134,6 +157,10 @@ class Memory:
         states = {s.name: self.states[SAMPLING + s.name] for s in self._recall.program.states}
         given = {"token": block, "offset": seen, "length": lengths}
         _, updated = self._recall.run({}, given, states)
+        self.keep_unprefixed(updated)
+
+    def keep_unprefixed(self, updated: Mapping[str, Any]) -> None:
+        """Takes states that a program by itself has updated."""
         self.states |= {SAMPLING + name: array for name, array in updated.items()}
 
     def keep(self, updated: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,8 +180,9 @@ class DecodeLoop:
     """Rows and how each of them is sampled; ``stops`` are the tokens that end each row.
 
     ``sources`` and ``adapters`` as in ``Rows``, ``logprobs`` as in ``Structure``; ``table`` is an automaton
-    over tokens that ends rows, see ``stop_automaton``; ``longest`` is how much of a prompt will be read. All
-    rows of the executable are there; those that nobody uses rest.
+    over tokens that ends rows, see ``stop_automaton``; ``lengths`` are those of the prompts that the first
+    rows will ``begin`` with, and ``most`` how many tokens each of them is to make at most. All rows of the
+    executable are there; those that nobody uses rest.
     """
 
     def __init__(
@@ -166,7 +194,8 @@ class DecodeLoop:
         logprobs: int | None = None,
         table: np.ndarray | None = None,
         adapters: Sequence[int] = (),
-        longest: int = 0,
+        lengths: Sequence[int] = (1,),
+        most: int = LONGEST_CALL,
     ) -> None:
         self._executable = executable
         self.rows = Rows(executable, sources, adapters)
@@ -177,23 +206,72 @@ class DecodeLoop:
         stop = np.full((len(stops), _power_of_two(count)), NONE, np.int32)
         for row, tokens in enumerate(stops):
             stop[row, : len(tokens)] = tokens
-        programs, source = executable.programs, self.rows.longest_source
         states = 0 if table is None else len(table)
-        asked = token_and_logits(executable), self.structure, count, source, states
-        sizes = chunk_sizes(longest, executable.options.chunks)
-        chunks = [programs.lowered.chunk(size, source) for size in sizes]
-        loop = [one for one in loop_programs(programs.lowered, *asked) if one is not None]
-        programs.prepare([*chunks, *loop])  # side by side
-        self._program, self._recall = loop_programs(programs, *asked)
-        self._memory = Memory(executable, self._program.program, self._recall)
-        numbers = {**sampling_inputs(self.structure, sampling, self._program.program), "stop": stop}
+        names = token_and_logits(executable)
+        self._asked = names, self.structure, count, self.rows.longest_source, states
+        self._prepare(lengths, most)
+        loop, _ = loop_programs(executable.programs.lowered, *self._asked)
+        recall = executable.programs.recall(self.structure, names)
+        self._memory = Memory(executable, loop.program, recall)
+        numbers = {**sampling_inputs(self.structure, sampling, loop.program), "stop": stop}
         numbers |= {} if table is None else {"transitions": table}
         self._numbers = {name: executable.backend.place(array) for name, array in numbers.items()}
+
+    def _prepare(self, lengths: Sequence[int], most: int) -> None:
+        """Makes the programs that prompts of these lengths and so many tokens take, side by side."""
+        programs, sizes = self._executable.programs, self._executable.options.chunks
+        lowered = programs.lowered
+        chunks = [
+            lowered.chunk(size, self.rows.longest_source) for size in chunk_sizes(max(lengths) - 1, sizes)
+        ]
+        begin = first_programs(self._executable, self.structure, lengths)
+        loop, recall = loop_programs(lowered, *self._asked)
+        self._begins = bool(begin)
+        wanted = [*chunks, *begin, recall, loop if most > 1 or not begin else None]
+        programs.prepare([one for one in wanted if one is not None])
+
+    @cached_property
+    def _program(self) -> Prepared:
+        return loop_programs(self._executable.programs, *self._asked)[0]
 
     def read(self, tokens: Sequence[Sequence[int]]) -> None:
         """Reads tokens of each row without making any: all of a prompt but its last."""
         self._memory.read(tokens, self.rows.seen)
         self.rows.read(tokens)
+
+    def begin(self, prompts: Sequence[Sequence[int]]) -> Made:
+        """Reads the prompts of all rows, none of which has read anything; the first new token of each.
+
+        A row with an empty one rests. Waits for the device.
+        """
+        parts = [prompt[:-1] for prompt in prompts]
+        active = np.array([bool(prompt) for prompt in prompts])
+        newest = np.array([prompt[-1] if prompt else 0 for prompt in prompts], np.int32)
+        if not self._begins:
+            self.read(parts)
+            return self.make(newest, active.astype(np.int32))
+        self._memory.read(parts, self.rows.seen)
+        results = self.rows.read(prompts)
+        chosen = self._choose(results[self._executable.logits_output], newest)
+        tokens = np.where(active[:, None], chosen.pop("token"), NO_TOKEN)
+        made = Made(tokens, chosen)
+        self._follow(made)
+        return made
+
+    def _choose(self, logits: Any, newest: np.ndarray) -> dict[str, np.ndarray]:
+        """What the sampling program makes of logits [B, 1, V] behind the ``newest`` token of each row."""
+        executable = self._executable
+        inputs = {name.removeprefix(SAMPLING): array for name, array in self._numbers.items()}
+        inputs |= {
+            "logits": logits,
+            "token": newest[:, None],
+            "offset": np.maximum(self.rows.seen - 1, 0),
+            "length": np.ones_like(newest),
+        }
+        choose = executable.programs.sample(self.structure, executable.logit_count)
+        results, updated = choose.run({}, inputs, self._memory.unprefixed)
+        self._memory.keep_unprefixed(updated)
+        return {name: executable.backend.fetch(array) for name, array in results.items()}
 
     def make(self, newest: np.ndarray, limits: np.ndarray) -> Made:
         """Up to ``limits`` i32[B] more tokens for each row, and at most ``LONGEST_CALL``, behind the
@@ -221,18 +299,34 @@ class DecodeLoop:
         )
         rows.lengths.grow([[int(token) for token in text] for text in texts])
         rows.seen = rows.seen + counts.astype(np.int32)
-        if self._table is not None:
-            said = (tokens[:count] for tokens, count in zip(made.tokens, counts, strict=True))
-            pairs = zip(self._automaton, said, strict=True)
-            self._automaton = np.array(
-                [walk(self._table, int(state), more) for state, more in pairs], np.int32
-            )
+        self._follow(made)
         return made
+
+    def _follow(self, made: Made) -> None:
+        """Takes the automaton of each row behind its new tokens."""
+        if self._table is None:
+            return
+        said = (tokens[:count] for tokens, count in zip(made.tokens, made.counts(), strict=True))
+        pairs = zip(self._automaton, said, strict=True)
+        self._automaton = np.array([walk(self._table, int(state), more) for state, more in pairs], np.int32)
 
 
 def token_and_logits(executable: Executable) -> tuple[str, str]:
     """The names of the model's token input and of the output that tokens are chosen from."""
     return executable.inputs.token.name, executable.logits_output
+
+
+def first_programs(executable: Executable, structure: Structure, lengths: Sequence[int]) -> list[Lowered]:
+    """What chooses the first new tokens behind prompts of these lengths from what reading them yields.
+
+    Empty where that is left to the decode loop, which reads their last tokens.
+    """
+    output = executable.model.graph.outputs[executable.logits_output]
+    if executable.model.shortest_like is not None or output.tensor.dtype != "f32":
+        return []
+    if not reads_last_tokens(lengths, executable.options.chunks):
+        return []
+    return [executable.programs.lowered.sample(structure, executable.logit_count)]
 
 
 def loop_programs(

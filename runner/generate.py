@@ -18,6 +18,7 @@ from .decode_loop import (
     Made,
     Pace,
     chunk_sizes,
+    first_programs,
     loop_programs,
     raise_if_failed,
     token_and_logits,
@@ -199,7 +200,7 @@ def unwatched(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def loop_of(executable: Executable, prompt: int, generation: Generation, source: int = 0) -> list[Lowered]:
-    """The programs that rows behind prompts of so many tokens go on with."""
+    """The programs that a row behind a prompt of so many tokens goes on with."""
     if generation.form is not None:
         return []  # each token is chosen on the host
     row = sampling_row(executable, prompt, generation)
@@ -209,7 +210,8 @@ def loop_of(executable: Executable, prompt: int, generation: Generation, source:
     structure = structure_of([row], generation.logprobs)
     names = token_and_logits(executable)
     loop, recall = loop_programs(executable.programs.lowered, names, structure, len(ends), source, states)
-    return [loop] if recall is None else [loop, recall]
+    first = first_programs(executable, structure, [prompt])
+    return [*first, loop] if recall is None else [*first, loop, recall]
 
 
 def _stop_table(executable: Executable, generation: Generation) -> np.ndarray | None:
@@ -251,24 +253,30 @@ def run_rows(
         generation.logprobs,
         _stop_table(executable, generation),
         adapters,
-        max(len(prompt) - 1 for prompt in prompts),
+        [len(prompt) for prompt in prompts],
+        max(reply.limit for reply in replies),
     )
-    loop.read([*(prompt[:-1] for prompt in prompts), *empty])
-    newest = np.array([prompt[-1] for prompt in prompts] + [0] * unused, np.int32)
+    made = loop.begin([*prompts, *empty])
+    yield from _steps(replies, made)
+    newest = made.newest(np.zeros(executable.options.batch, np.int32))
     pace = Pace(generation.tokens_per_call)
     while any(reply.limit > 0 for reply in replies):
         started = time.perf_counter()
         limits = np.array([reply.limit for reply in replies] + [0] * unused, np.int32)
         made = loop.make(newest, np.minimum(limits, pace.tokens))
-        counts = made.counts()
-        pace.took(int(counts.max()), started)
-        for at in range(int(counts.max())):
-            yield [
-                _step(reply, made, row, at) if at < counts[row] and not reply.is_over else None
-                for row, reply in enumerate(replies)
-            ]
-        for row, count in enumerate(counts):
-            newest[row] = made.tokens[row, count - 1] if count else newest[row]
+        pace.took(int(made.counts().max()), started)
+        yield from _steps(replies, made)
+        newest = made.newest(newest)
+
+
+def _steps(replies: Sequence[Reply], made: Made) -> Iterator[list[Step | None]]:
+    """What one call made, token by token."""
+    counts = made.counts()
+    for at in range(int(counts.max())):
+        yield [
+            _step(reply, made, row, at) if at < counts[row] and not reply.is_over else None
+            for row, reply in enumerate(replies)
+        ]
 
 
 def _step(reply: Reply, made: Made, row: int, at: int) -> Step:

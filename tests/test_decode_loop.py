@@ -17,7 +17,7 @@ from systolic.ir.dumps.json_form import from_json, to_json
 from systolic.ir.verify import verify
 from systolic.models.load import load
 from systolic.runner.choice import Chooser
-from systolic.runner.decode_loop import LONGEST_CALL, DecodeLoop, Pace
+from systolic.runner.decode_loop import LONGEST_CALL, DecodeLoop, Pace, reads_last_tokens
 from systolic.runner.executable import compile
 from systolic.runner.generate import Generation
 from systolic.runner.sampling import Row
@@ -41,14 +41,14 @@ SETTINGS = {
 }
 
 
-def stepped(executable: sy.Executable, prompt: list[int], **settings: object) -> list[int]:
+def stepped(executable: sy.Executable, prompt: list[int], stream: int = 0, **settings: object) -> list[int]:
     """The tokens that are chosen on the host, one call of the decode step for each."""
     generation = Generation(**settings)
     chooser = Chooser(executable, len(prompt), generation)
     rows, text = executable.batch(), list(prompt)
     logits = rows.read({0: prompt})[0]
     for _ in range(generation.max_new_tokens):
-        text.append(chooser.choose(logits, text))
+        text.append(chooser.choose(logits, text, attempt=stream))
         if len(text) > executable.options.capacity:
             break
         logits = rows.read({0: text[-1:]})[0]
@@ -79,6 +79,32 @@ def test_how_many_tokens_a_call_makes_changes_none(per_call):
     steps = list(executable.steps(prompts[0], tokens_per_call=per_call, **settings))
     assert [step.token for step in steps] == expected[0]
     assert [step.finish_reason for step in steps] == [None] * 19 + ["length"]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "is_first"),
+    [
+        ([14, 16], True),
+        ([31, 32], True),
+        ([16, 2], True),
+        ([17, 17], False),
+        ([1, 1], False),
+        ([30, 3], False),
+    ],
+)
+@pytest.mark.parametrize("name", ["remembering", "learning"])
+def test_the_first_tokens_are_chosen_from_what_the_prompts_yield(lengths, is_first, name):
+    """Where the last tokens fit into the last chunk, no step reads them; the tokens are those of one row."""
+    executable = tiny(batch=2, chunk=16)
+    prompts = [np.random.default_rng(length).integers(0, V, length).tolist() for length in lengths]
+    settings = SETTINGS[name]
+    assert reads_last_tokens(lengths, executable.options.chunks) == is_first
+    made = executable.generate_batch(prompts, max_new_tokens=1, **settings)
+    assert any("generate" in program.name for program in executable.programs) != is_first
+    longer = executable.generate_batch(prompts, max_new_tokens=12, **settings)
+    assert [row[:1] for row in longer] == made
+    for row, prompt in enumerate(prompts):
+        assert longer[row] == stepped(executable, prompt, row, max_new_tokens=12, **settings)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -136,14 +162,13 @@ def test_a_stop_string_ends_its_row_in_the_loop(shared, backend, monkeypatch):
     case = json.loads((folder / "reference.json").read_text())["cases"][0]
     executable = compile(load(folder), backend=backend, capacity=128)
     calls: list[int] = []
-    make = DecodeLoop.make
+    follow = DecodeLoop._follow
 
-    def counted(loop, newest, limits):
-        made = make(loop, newest, limits)
+    def counted(loop, made):
+        follow(loop, made)
         calls.append(int(made.counts().max()))
-        return made
 
-    monkeypatch.setattr(DecodeLoop, "make", counted)
+    monkeypatch.setattr(DecodeLoop, "_follow", counted)
     seen = set()
     settings = {"stop": ["girl named", " Lily."], "ignore_eos": True, "max_new_tokens": 60}
     for per_call in (1, 5, 64, None):

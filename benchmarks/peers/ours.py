@@ -36,10 +36,9 @@ class Ours:
         rows, length = prompts.shape
         settings = Generation(ignore_eos=True)
         sampling = [sampling_row(self.executable, length, settings, row) for row in range(rows)]
-        self._loop = DecodeLoop(self.executable, sampling, [()] * rows)
-        self._loop.read(prompts[:, :-1].tolist())
-        self._newest = prompts[:, -1]
-        return self.decode(1)[:, 0]
+        self._loop = DecodeLoop(self.executable, sampling, [()] * rows, lengths=[length] * rows)
+        self._newest = self._loop.begin(prompts.tolist()).newest(prompts[:, -1])
+        return self._newest
 
     def decode(self, count: int) -> np.ndarray:
         assert self._loop is not None
