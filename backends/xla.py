@@ -58,10 +58,11 @@ class XlaProgram:
         self.from_cache = compiled.from_cache
         self._device = backend.device
         self._rolling = backend.kernels, backend.roll, backend.forms
-        self._parameters = [node.name for node in program.graph.parameters]
-        self._inputs = [_place_of(node.name) for node in program.graph.inputs]
-        self._outputs = [_place_of(name) for name in program.graph.outputs]
-        self._results = backend.device.results(node.tensor for node in program.graph.outputs.values())
+        signature = program.graph.signature
+        self._parameters = [port.name for port in signature.parameters]
+        self._inputs = [_place_of(port.name) for port in signature.inputs]
+        self._outputs = [_place_of(port.name) for port in signature.outputs]
+        self._results = backend.device.results(port.tensor for port in signature.outputs)
         self._last_weights: tuple[Arrays | None, list[Any]] = None, []
 
     def run(

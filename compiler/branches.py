@@ -27,10 +27,9 @@ from ..ir.ops import OPS
 from ..ir.ops.linear import split_subscripts
 from ..ir.types import TensorType
 from .language import constant, einsum, maximum, minimum, parameter, take
+from .program import CHOICE
 from .recording import Trace, running_trace
 from .stream import Stream, emit, reshape
-
-CHOICE = "adapter"  # the input: i32[], 0 for the weights as they are
 
 
 class Site(NamedTuple):

@@ -9,6 +9,10 @@ from ..ir.time import Access
 from ..ir.types import TensorType
 
 STATE_PREFIX = "state."
+SAMPLING = "sampling."  # what inputs, states and streams of a program that chooses tokens are called by
+STRATEGIES = ("auto", "sources", "tokens")  # how states can be chosen
+CHOICE = "adapter"  # the input that chooses weights: i32[], 0 for them as they are
+NO_TOKEN = -3  # where a row had no step
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,13 @@ class Program:
     @property
     def donated(self) -> tuple[str, ...]:
         """Names of the states that come back updated under the same name."""
-        inputs = {node.name for node in self.graph.inputs}
-        return tuple(n for n in self.graph.outputs if n in inputs and n.startswith(STATE_PREFIX))
+        signature = self.graph.signature
+        inputs = {port.name for port in signature.inputs}
+        outputs = (port.name for port in signature.outputs)
+        return tuple(name for name in outputs if name in inputs and name.startswith(STATE_PREFIX))
 
     @property
     def results(self) -> tuple[str, ...]:
         """Names of the outputs that are no states."""
-        return tuple(name for name in self.graph.outputs if not name.startswith(STATE_PREFIX))
+        outputs = (port.name for port in self.graph.signature.outputs)
+        return tuple(name for name in outputs if not name.startswith(STATE_PREFIX))

@@ -21,7 +21,7 @@ from selenium.webdriver.support.ui import Select
 
 from systolic.models.load import load
 from systolic.runner.commands.page import model_page
-from systolic.runner.executable import compile
+from systolic.runner.compilation import compile
 from systolic.runner.options import options_for
 from systolic.runner.stages import Stages
 from systolic.runner.traces.page import trace_page

@@ -6,16 +6,20 @@ topological order, and no traversal is recursive, so a thousand layers are no de
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from threading import RLock
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .causality import Certificate, certify
 from .dumps.text import print_graph
 from .errors import GraphError, Location
 from .op import Op, Params, TypeMismatch
 from .ops import OPS
+from .ports import Port, Signature
 from .time import NOW, Access
 from .types import Past, Size, TensorType, ValueType, show_type
 
@@ -131,7 +135,8 @@ class Graph:
     """Named outputs and everything they need.
 
     ``feedback`` pairs a feedback node with the stream whose previous value it is. ``inputs`` and
-    ``parameters`` keep the signature, also of what no output uses.
+    ``parameters`` keep the signature, also of what no output uses. A graph that comes out of a pickle has its
+    name and its ``signature``; its nodes are made when anything else is asked for.
     """
 
     name: str
@@ -139,6 +144,17 @@ class Graph:
     parameters: tuple[Node, ...]
     outputs: Mapping[str, Node]
     feedback: tuple[tuple[Node, Node], ...] = field(default=())
+
+    if not TYPE_CHECKING:  # to the type checker, what is no field stays a mistake
+
+        def __getattr__(self, name: str) -> Any:
+            kept = self.__dict__.get("_kept")
+            if kept is None or name not in ("inputs", "parameters", "outputs", "feedback"):
+                raise AttributeError(f"a graph has no {name}")
+            with kept.lock:
+                if name not in self.__dict__:
+                    self.__dict__.update(_fields_of_rows(*pickle.loads(kept.rows)))
+            return self.__dict__[name]
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
@@ -149,8 +165,12 @@ class Graph:
     def __str__(self) -> str:
         return print_graph(self)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """How a graph is pickled: nodes in a row that name what they read by number, however deep it is."""
+    @property
+    def _rows(self) -> bytes:
+        """All but the name: nodes in a row that name what they read by number, however deep it is."""
+        kept = self.__dict__.get("_kept")
+        if kept is not None:
+            return kept.rows
         number = {node: i for i, node in enumerate(self.nodes)}
         rows = [
             (
@@ -163,7 +183,25 @@ class Graph:
         places = [number[node] for node in (*self.inputs, *self.parameters, *self.outputs.values())]
         pairs = [(number[previous], number[value]) for previous, value in self.feedback]
         counts = (len(self.inputs), len(self.parameters), tuple(self.outputs))
-        return _graph_of_rows, (self.name, rows, places, counts, pairs)
+        return pickle.dumps((rows, places, counts, pairs), pickle.HIGHEST_PROTOCOL)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _kept_graph, (self.name, self.signature, self._rows)
+
+    @property
+    def digest(self) -> str:
+        """What tells the graph from any other."""
+        return hashlib.sha256(self.name.encode() + b"\n" + self._rows).hexdigest()
+
+    @cached_property
+    def signature(self) -> Signature:
+        """What it takes and yields."""
+        inputs, parameters = (
+            tuple(Port(node.name, node.type, node.clock) for node in nodes)
+            for nodes in (self.inputs, self.parameters)
+        )
+        outputs = tuple(Port(name, node.type, node.clock) for name, node in self.outputs.items())
+        return Signature(inputs, parameters, outputs)
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
@@ -209,21 +247,35 @@ class Graph:
         return bind_sizes(self, sizes)
 
 
-def _graph_of_rows(name: str, rows: list, places: list, counts: tuple, pairs: list) -> Graph:
+@dataclass(frozen=True)
+class _Kept:
+    """What the nodes of a graph are made from, once, whoever asks for them first."""
+
+    rows: bytes
+    lock: RLock = field(default_factory=RLock)
+
+
+def _kept_graph(name: str, signature: Signature, rows: bytes) -> Graph:
     """The inverse of ``Graph.__reduce__``."""
+    graph = object.__new__(Graph)
+    graph.__dict__.update(name=name, signature=signature, _kept=_Kept(rows))
+    return graph
+
+
+def _fields_of_rows(rows: list, places: list, counts: tuple, pairs: list) -> dict[str, Any]:
+    """The fields of a graph whose nodes ``Graph._rows`` wrote down."""
     nodes: list[Node] = []
     for op, inputs, *rest in rows:
         nodes.append(Node(OPS[op], tuple(Edge(nodes[i], access) for i, access in inputs), *rest))
     found = [nodes[i] for i in places]
     inputs, parameters, names = counts
     behind = inputs + parameters
-    return Graph(
-        name,
-        tuple(found[:inputs]),
-        tuple(found[inputs:behind]),
-        dict(zip(names, found[behind:], strict=True)),
-        tuple((nodes[previous], nodes[value]) for previous, value in pairs),
-    )
+    return {
+        "inputs": tuple(found[:inputs]),
+        "parameters": tuple(found[inputs:behind]),
+        "outputs": dict(zip(names, found[behind:], strict=True)),
+        "feedback": tuple((nodes[previous], nodes[value]) for previous, value in pairs),
+    }
 
 
 # ---- building a graph anew from an old one: the only way in which a pass changes anything ----

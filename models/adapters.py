@@ -19,7 +19,7 @@ from ..ir.errors import SystolicError
 from ..ir.types import DTYPES
 from .adapter_sites import Sites, Target
 from .families import FAMILIES
-from .load import AdapterChoice, Model
+from .model import AdapterChoice, Model
 from .peft import F32, Adapter, Factors, read_adapter
 from .quantised import SCHEMES
 from .weights import Naming, StoredTensor

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from ..ir.errors import SystolicError
 from ..ir.graph import Graph, Node, copy_node, make_node
 from ..ir.ops import OPS
 from ..ir.types import FLOATS, TEXT
-from .chat_template import ChatTemplate, Message, read_chat_template
-from .embedded import DEFAULT, embedded_models
+from .chat_template import read_chat_template
+from .embedded import DEFAULT, locate
 from .families import build, family_of
-from .length import with_text_length
 from .merge import merge
+from .model import Constraints, Model
 from .peft import read_adapter
 from .positions import looks_positions_up
 from .quantised import SCHEMES, quantise
@@ -25,83 +25,6 @@ from .spec import Config, read_config
 from .weights import fit, read_checkpoint
 
 WEIGHT_DTYPES = ("f32", "bf16", "f16")
-
-
-@dataclass(frozen=True)
-class Constraints:
-    """What generation_config.json forces and bans: the tokens of which one must come ``first`` (behind a
-    single token) and ``last`` (where the length ends a text), and those that are ``banned`` everywhere or
-    at the start of what is new."""
-
-    first: tuple[int, ...] = ()
-    last: tuple[int, ...] = ()
-    banned: tuple[int, ...] = ()
-    banned_at_start: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class AdapterChoice:
-    """What a text is given so that an adapter speaks: the ``number`` for the input ``adapter`` (0: none), and
-    the ids of learned vectors in front of its tokens."""
-
-    number: int = 0
-    prompt: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model that is ready to be compiled. ``weights`` is None for a bare config.json.
-
-    ``graph`` computes ``logits`` f32[vocabulary_size] from ``token`` i32[]. ``context_length`` is how
-    many positions the model was made for, ``is_bounded`` whether it has none beyond, ``dtype``
-    how its weights are kept. ``add_bos`` says
-    whether a text begins with ``bos_id``;
-    ``start_id`` is what an encoder-decoder's target begins with; ``source_length`` how many positions its
-    source can have, where that is not the context.
-    ``sampling`` is how generation_config.json asks tokens to be drawn (temperature, top_k, top_p); it is
-    empty where the most likely token is to be taken. ``shortest_like`` is for a model that computes all
-    positions of a text by the text's length: how long the shortest text is that it computes like one of
-    a given length; None where the length decides nothing. ``adapters`` are those that a text can choose,
-    by name.
-    """
-
-    name: str
-    path: Path
-    config: Config
-    graph: Graph
-    weights: Mapping[str, np.ndarray] | None
-    vocabulary_size: int
-    context_length: int
-    bos_id: int | None
-    eos_ids: tuple[int, ...]
-    tokenizer_path: Path | None
-    add_bos: bool
-    start_id: int | None
-    sampling: Mapping[str, float]
-    constraints: Constraints = Constraints()
-    source_length: int | None = None
-    shortest_like: Callable[[int], int] | None = None
-    chat_template: ChatTemplate | None = None
-    adapters: Mapping[str, AdapterChoice] = field(default_factory=dict)
-    is_bounded: bool = False
-    dtype: str = "f32"
-
-    def chat_prompt(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any
-    ) -> str:
-        """A conversation (``role`` and ``content`` of each message) as the model was trained to read it.
-
-        ``variables`` are given to the template, as ``tools`` are. ``SystolicError`` without a template.
-        """
-        if self.chat_template is None:
-            raise SystolicError(f"{self.name} has no chat template, so it has no form for conversations")
-        return self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
-
-    def for_texts_up_to(self, capacity: int) -> Model:
-        """The same model, not asking how long a text is where that changes nothing up to ``capacity``."""
-        if self.shortest_like is None or self.shortest_like(capacity) > 1:
-            return self
-        return replace(self, graph=with_text_length(self.graph, 1), shortest_like=None)
 
 
 def load(
@@ -121,7 +44,7 @@ def load(
     if dtype not in (*WEIGHT_DTYPES, *SCHEMES):
         known = ", ".join((*WEIGHT_DTYPES, *SCHEMES))
         raise SystolicError(f"weights cannot be kept as {dtype!r}; known: {known}")
-    path = _locate(path_or_name)
+    path = locate(path_or_name)
     config = read_config(path if path.is_file() else path / "config.json")
     directory = path if path.is_dir() else None
     stored = None if directory is None else read_checkpoint(directory)
@@ -151,20 +74,6 @@ def load(
         dtype=dtype,
         shortest_like=getattr(spec, "shortest_like", None) if TEXT in graph.clocks else None,
         **_generation(config, directory),
-    )
-
-
-def _locate(path_or_name: str | Path) -> Path:
-    path = Path(path_or_name)
-    if path.is_dir() or path.is_file():
-        return path
-    known = embedded_models()
-    if str(path_or_name) in known:
-        return known[str(path_or_name)]
-    names = f" ({', '.join(known)})" if known else ""
-    raise SystolicError(
-        f"{path_or_name}: is no model; expected a directory with config.json and *.safetensors, "
-        f"a config.json, or the name of an embedded model{names}"
     )
 
 

@@ -22,12 +22,10 @@ from threading import Thread
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph
 from ..ir.types import DTYPES, TensorType
-from .spec import read_config
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -206,11 +204,12 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
 
     Raises ``SystolicError`` when the file is missing, truncated or corrupt.
     """
+    from safetensors import SafetensorError, safe_open  # a file that was read before needs no checks
+
     try:
         with safe_open(path, "numpy"):  # the library checks that the header fits the file
             pass
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        mapped = map_file(path)
     except OSError as error:
         raise SystolicError(f"{path}: cannot be read: {error.strerror or 'no such file'}") from None
     except SafetensorError as error:
@@ -219,6 +218,12 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
     header = json.loads(mapped[8:start])
     header.pop("__metadata__", None)
     return {name: _stored(path, mapped, start, entry) for name, entry in header.items()}
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """The bytes of a file, read when they are used."""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _stored(path: Path, mapped: mmap.mmap, start: int, entry: Mapping) -> StoredTensor:
@@ -291,6 +296,8 @@ def read_checkpoint(directory: Path) -> dict[str, StoredTensor]:
         other = next(iter(sorted(directory.glob("*.bin"))), None)
         hint = f"; {other.name} must be converted to safetensors first" if other else ""
         raise SystolicError(f"{directory}: holds neither {SINGLE} nor {INDEX}{hint}")
+    from .spec import read_config
+
     index = directory / INDEX
     shards = read_config(index).section("weight_map").values
     tensors: dict[str, StoredTensor] = {}

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..compiler.branches import CHOICE
+from ..compiler.program import CHOICE
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph
-from ..models.load import AdapterChoice, Model
+from ..models.model import AdapterChoice, Model
 
 NONE = AdapterChoice()
 
@@ -26,7 +26,7 @@ def adapter_choice(model: Model, name: str | None) -> AdapterChoice:
 
 def adapter_inputs(graph: Graph, rows: int, numbers: Mapping[int, int]) -> dict[str, np.ndarray]:
     """The input that every program takes, by the number of each row's adapter; nothing without adapters."""
-    if all(node.name != CHOICE or node.clock is not None for node in graph.inputs):
+    if all(port.name != CHOICE or port.clock is not None for port in graph.signature.inputs):
         return {}
     chosen = np.zeros(rows, np.int32)
     for row, number in numbers.items():

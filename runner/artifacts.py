@@ -31,15 +31,16 @@ from ..ir.errors import SystolicError
 from ..ir.graph import Graph
 from ..ir.time import parse_access
 from ..ir.types import parse_type
-from ..models.load import Model, load
+from ..models.load import load
+from ..models.model import Model
 from .decode_loop import FEWEST_STOPS
 from .executable import Executable
 from .files import new_directory
 from .options import Options
 from .program_source import DerivedPrograms
-from .sampling.chain import Row, Structure, structure_of
 from .sampling.filters import Temperature, TopK, TopP
 from .sampling.programs import loop_program
+from .sampling.structure import Row, Structure, structure_of
 
 MANIFEST = "manifest.json"
 FORMAT = 4

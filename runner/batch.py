@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..backends.interface import Prepared, described
-from ..compiler.derive.generation import NO_TOKEN
 from ..compiler.derive.moves import PIECE_PREFIX, piece_type, row_type
+from ..compiler.program import NO_TOKEN
 from ..ir.errors import SystolicError
 from .adapters import adapter_inputs
 from .lengths import require_one_length

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..compiler.derive.generation import SAMPLING
+from ..compiler.program import SAMPLING
 from .batch import Batch
 from .decode_loop import loop_programs, token_and_logits
-from .sampling.chain import Row, Structure, row_inputs, structure_of
 from .sampling.filters import MinP, Temperature, TopK, TopP
-from .sampling.step import NONE
+from .sampling.structure import NONE, Row, Structure, row_inputs, structure_of
 
 if TYPE_CHECKING:
     from .executable import Executable
@@ -31,7 +30,7 @@ class BatchChooser:
     def __init__(self, executable: Executable, rows: Batch) -> None:
         self._executable = executable
         self._rows = rows
-        output = executable.model.graph.outputs[executable.logits_output]
+        output = executable.model.graph.signature.output(executable.logits_output)
         self._is_possible = output.tensor.dtype == "f32"
         count = len(rows.rows)
         if self._is_possible:
@@ -42,7 +41,8 @@ class BatchChooser:
                 structure: loop_programs(executable.programs, names, structure, stops, room)[0]
                 for structure in (GREEDY, USUAL)
             }
-            (stop,) = (node for node in self._loops[GREEDY].program.graph.inputs if node.name == "stop")
+            ports = self._loops[GREEDY].program.graph.signature.inputs
+            (stop,) = (port for port in ports if port.name == "stop")
             self._stops = np.full(stop.tensor.static_shape, NONE, np.int32)
         self._numbers = row_inputs(USUAL, [Row()] * count)
         self._newest = np.zeros((count, 1), np.int32)  # no step of the structure reads it

@@ -12,8 +12,8 @@ from ..ir.errors import SystolicError
 from .decode_loop import raise_if_failed
 from .generate import Alternative, Generation, sampling_row
 from .grammar import Constraint
-from .sampling.chain import DAMAGED, NOTHING_LEFT
 from .sampling.host import HostSampler
+from .sampling.structure import DAMAGED, NOTHING_LEFT
 
 if TYPE_CHECKING:
     from .executable import Executable

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..models.load import Constraints
-from .sampling.chain import Chain
+from ..models.model import Constraints
 from .sampling.penalties import Banned, Forced
+from .sampling.structure import Chain
 
 
 def constraint_steps(constraints: Constraints, given: int, max_new_tokens: int) -> Chain:

@@ -7,9 +7,9 @@ candidates, so nothing is ever undone, and a model may keep its past in any way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,10 +17,10 @@ from ..compiler.similarity import SIMILARITY
 from ..ir.errors import SystolicError
 from .generate import Generation, Reply, Step, sampling_row
 from .lengths import require_one_length
-from .sampling.chain import DAMAGED, NOTHING_LEFT
 from .sampling.filters import LogSoftmax
+from .sampling.structure import DAMAGED, NOTHING_LEFT
 from .search_rows import SearchRows
-from .sources import Source
+from .sources import EncoderStates, Source
 
 if TYPE_CHECKING:
     from .executable import Executable
@@ -55,6 +55,20 @@ class ContrastiveSearch(Generation):
                 "a contrastive search draws nothing and lists no log-probabilities: "
                 "no temperature, no logprobs"
             )
+
+
+def contrastive_search(
+    executable: Executable,
+    prompt: str | Sequence[int] | Source,
+    encoder_states: np.ndarray | None,
+    search: Mapping[str, Any],
+) -> Iterator[Step]:
+    """What ``Executable.contrastive_steps`` gives."""
+    settings = ContrastiveSearch(**search)
+    given = prompt if encoder_states is None else EncoderStates(encoder_states)
+    source, ids = executable.prompt_of(given, settings)
+    rows = min(settings.top_k, executable.logit_count)
+    return contrastive_steps(executable.with_similarity.with_rows(rows), ids, source, settings)
 
 
 def contrastive_steps(

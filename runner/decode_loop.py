@@ -11,17 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..backends.interface import Lowered, Prepared
-from ..compiler.derive.generation import NO_TOKEN, SAMPLING
-from ..compiler.program import Program
+from ..compiler.program import NO_TOKEN, SAMPLING, Program
 from ..ir.errors import SystolicError
 from .adapters import adapter_inputs
 from .lengths import TextLengths
 from .programs import ProgramTable, Result
-from .sampling.chain import DAMAGED, Row, Structure, row_inputs, structure_of
-from .sampling.programs import LONGEST_CALL
-from .sampling.step import NONE
+from .sampling.structure import DAMAGED, LONGEST_CALL, NONE, Row, Structure, row_inputs, structure_of
 from .sources import Source, read_sources
-from .stop_automaton import walk
 
 if TYPE_CHECKING:
     from .executable import Executable
@@ -99,7 +95,7 @@ class Rows:
 
     def _read(self, tokens: Sequence[Sequence[int]]) -> Mapping[str, Any]:
         counts = np.array([len(row) for row in tokens], np.int32)
-        start, results = 0, {}
+        start, results = 0, dict[str, Any]()
         for size in chunk_sizes(int(counts.max()), self._executable.options.chunks):
             lengths = np.clip(counts - start, 0, size).astype(np.int32)
             block = np.zeros((len(tokens), size), np.int32)
@@ -171,7 +167,7 @@ class Memory:
 
 def sampling_inputs(structure: Structure, sampling: Sequence[Row], program: Program) -> dict[str, np.ndarray]:
     """The numbers of all rows that a program takes, by input name."""
-    wanted = {node.name for node in program.graph.inputs}
+    wanted = {port.name for port in program.graph.signature.inputs}
     numbers = {SAMPLING + name: array for name, array in row_inputs(structure, sampling).items()}
     return {name: array for name, array in numbers.items() if name in wanted}
 
@@ -306,6 +302,8 @@ class DecodeLoop:
         """Takes the automaton of each row behind its new tokens."""
         if self._table is None:
             return
+        from .stop_automaton import walk
+
         said = (tokens[:count] for tokens, count in zip(made.tokens, made.counts(), strict=True))
         pairs = zip(self._automaton, said, strict=True)
         self._automaton = np.array([walk(self._table, int(state), more) for state, more in pairs], np.int32)
@@ -321,7 +319,7 @@ def first_programs(executable: Executable, structure: Structure, lengths: Sequen
 
     Empty where that is left to the decode loop, which reads their last tokens.
     """
-    output = executable.model.graph.outputs[executable.logits_output]
+    output = executable.model.graph.signature.output(executable.logits_output)
     if executable.model.shortest_like is not None or output.tensor.dtype != "f32":
         return []
     if not reads_last_tokens(lengths, executable.options.chunks):

@@ -7,46 +7,38 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..backends import backend_named
-from ..backends.interface import Backend
-from ..compiler.pipeline import run_passes
-from ..compiler.program import State
-from ..compiler.similarity import with_similarity
 from ..ir.errors import SystolicError
-from ..ir.graph import Graph
-from ..models.adapters import with_adapters
-from ..models.chat_template import Message
-from ..models.load import Model
 from .adapters import adapter_choice, adapters_of
-from .batch import Batch
-from .beams import BeamSearch, Hypothesis, beam_search
-from .chat import chat_prompt
-from .constrained import run_constrained
-from .contrastive import ContrastiveSearch, contrastive_steps
-from .generate import Generation, Step, chunk_sizes, loop_of, run_rows, unwatched
-from .grammar import Grammars
-from .graph_model import model_of_graph
+from .generate import Generation, Step, chunk_sizes, loop_of, run_constrained, run_rows, unwatched
 from .inputs import Inputs
-from .options import GRAPH_CAPACITY, Options, options_for
-from .placement import place_weights, with_kept_weights
-from .program_source import DerivedPrograms, ProgramSource
-from .program_store import ProgramStore, program_store
+from .placement import place_weights
 from .programs import Programs, Report
 from .prompts import prompt_of
-from .saved_state import load_state, save_state
-from .scheduler import Scheduler
-from .session import Session
-from .snapshot import Snapshot
 from .sources import EncoderStates, Source
-from .speculation import Speculation
-from .taps import Taps, patched, tapped
-from .tokens import TextStream, Tokenizer
-from .undo import Undo
-from .whole_text import encode, log_likelihoods, score_outputs
+
+if TYPE_CHECKING:
+    from ..backends.interface import Backend
+    from ..compiler.program import State
+    from ..ir.graph import Graph
+    from ..models.chat_template import Message
+    from ..models.model import Model
+    from .batch import Batch
+    from .beams import Hypothesis
+    from .grammar import Grammars
+    from .options import Options
+    from .program_source import ProgramSource
+    from .program_store import ProgramStore
+    from .scheduler import Scheduler
+    from .session import Session
+    from .snapshot import Snapshot
+    from .speculation import Speculation
+    from .taps import Taps
+    from .tokens import Tokenizer
+    from .undo import Undo
 
 Prompt = str | Sequence[int]
 
@@ -84,11 +76,15 @@ class Executable:
         model = self.model
         if model.tokenizer_path is None:
             return None
+        from .tokens import Tokenizer
+
         return Tokenizer(model.tokenizer_path, add_bos=model.add_bos, bos_id=model.bos_id)
 
     @cached_property
     def grammars(self) -> Grammars:
         """What new text can be made to fit, in the tokens of this model."""
+        from .grammar import Grammars
+
         return Grammars(self)
 
     @cached_property
@@ -99,19 +95,29 @@ class Executable:
     @property
     def logits_output(self) -> str:
         """The name of the output that tokens are chosen from: ``logits``, or the first."""
-        outputs = self.model.graph.outputs
-        return "logits" if "logits" in outputs else next(iter(outputs))
+        outputs = [port.name for port in self.model.graph.signature.outputs]
+        return "logits" if "logits" in outputs else outputs[0]
 
     @property
     def logit_count(self) -> int:
         """V: how many logits a position has."""
-        return self.model.graph.outputs[self.logits_output].tensor.static_shape[-1]
+        return self.model.graph.signature.output(self.logits_output).tensor.static_shape[-1]
 
     @cached_property
     def inputs(self) -> Inputs:
         """What the model takes, by clock."""
-        clock = self.model.graph.outputs[self.logits_output].clock
+        clock = self.model.graph.signature.output(self.logits_output).clock
         return Inputs(self.model, clock, self.options.capacity, self.options.source_room)
+
+    @cached_property
+    def is_causal(self) -> bool:
+        """True, as some process has proved; ``CausalityError`` with the path if an output sees the future."""
+
+        def prove() -> bool:
+            self.model.graph.certificate().raise_if_leaking()
+            return True
+
+        return self.programs.lowered.keep("causal", prove, bool)
 
     def fresh_states(self) -> dict[str, Any]:
         """The states before the first position, by name; without what a source leaves."""
@@ -123,44 +129,65 @@ class Executable:
     @cached_property
     def undo(self) -> Undo:
         """What the states can undo, and what going back costs."""
+        from .undo import Undo
+
         return Undo(self.programs.states)
 
     def batch(self, checkpoint_every: int | None = None) -> Batch:
         """Empty rows, whose states can be copied, saved and set back; see ``Batch``."""
+        from .batch import Batch
+
         return Batch(self, checkpoint_every)
 
     def scheduler(self, **options: Any) -> Scheduler:
         """Serves many requests at once with the rows of this executable; see ``Scheduler``."""
+        from .scheduler import Scheduler
+
         return Scheduler(self, **options)
 
     def session(self, prompt: Prompt, **generation: Any) -> Session:
         """A text that can be paused, edited and steered while it is generated; see ``Session``."""
+        from .session import Session
+
         return Session(self, prompt, **generation)
 
     def speculate(self, prompt: Prompt, **options: Any) -> Speculation:
         """Continues a prompt with guessed tokens that are checked together; see ``Speculation``."""
+        from .speculation import Speculation
+
         return Speculation(self, prompt, **options)
 
     def save_state(self, snapshot: Snapshot, path: str | Path) -> None:
         """Writes the state of a text to a safetensors file."""
+        from .saved_state import save_state
+
         save_state(self, snapshot, Path(path))
 
     def load_state(self, path: str | Path) -> Snapshot:
         """Reads such a file; ``SystolicError`` if another model made it, or if it does not fit."""
+        from .saved_state import load_state
+
         return load_state(self, Path(path))
 
     # ---- looking inside ----
 
     def tap(self, *names: str) -> Taps:
         """Reads streams of the model by their names in dumps, like ``layers.*.attn.probs``; see ``Taps``."""
+        from .taps import tapped
+
         return tapped(self, names)
 
     def patch(self, name: str, value: Any = None, *, add: Any = None, scale: Any = None) -> Executable:
         """The same model, in which streams are something else for all that read them; see ``patched``."""
+        from .taps import patched
+
         return patched(self, name, {"replace": value, "add": add, "scale": scale})
 
     def with_graph(self, graph: Graph, weights: Mapping[str, np.ndarray]) -> Executable:
         """The same model with another graph, and the weights that it has beside those of this one."""
+        from ..compiler.pipeline import run_passes
+        from .program_source import DerivedPrograms
+
         known = ChainMap(dict(weights), self.model.weights or {})  # type: ignore[arg-type]  # only read
         model = replace(self.model, graph=graph, weights=known)
         source = DerivedPrograms(run_passes(graph, self.options.passes)[-1].graph, self.options)
@@ -181,6 +208,8 @@ class Executable:
         source. ``adapter`` is one of those that the model was compiled with; a learned prompt is no part
         of the text.
         """
+        from .whole_text import score_outputs
+
         return score_outputs(self, ids, target, adapter)[self.logits_output].astype(np.float32)
 
     def log_likelihoods(
@@ -190,6 +219,8 @@ class Executable:
 
         The tokens are those of ``target`` where the model has a source, as in ``score``.
         """
+        from .whole_text import log_likelihoods
+
         logits = self.score(ids, target=target, adapter=adapter)
         return log_likelihoods(logits, ids if target is None else target)
 
@@ -204,6 +235,8 @@ class Executable:
         takes beside the ids, by name (``token_type_ids``), a number for each position; zeros where
         they are not given.
         """
+        from .whole_text import encode
+
         return encode(self, ids, output, adapter, inputs)
 
     # ---- generation ----
@@ -250,6 +283,8 @@ class Executable:
 
     def stream_chat(self, messages: Sequence[Message], **generation: Any) -> Iterator[str]:
         """The answer piece by piece."""
+        from .chat import chat_prompt
+
         prompt = chat_prompt(self, messages)
         return self.stream(prompt.ids, **prompt.settings(generation))
 
@@ -285,6 +320,8 @@ class Executable:
         The keywords are the fields of ``BeamSearch``: beams, n, length_penalty, early_stopping, groups,
         diversity, and those of ``Generation`` that draw nothing.
         """
+        from .beams import BeamSearch, beam_search
+
         settings = BeamSearch(**search)
         source, ids = self.prompt_of(
             prompt if encoder_states is None else EncoderStates(encoder_states), settings
@@ -303,24 +340,24 @@ class Executable:
         self, prompt: Prompt | Source = (), *, encoder_states: np.ndarray | None = None, **search: Any
     ) -> Iterator[Step]:
         """The same one by one, as of ``steps``."""
-        settings = ContrastiveSearch(**search)
-        source, ids = self.prompt_of(
-            prompt if encoder_states is None else EncoderStates(encoder_states), settings
-        )
-        rows = min(settings.top_k, self.logit_count)
-        return contrastive_steps(self._with_similarity.with_rows(rows), ids, source, settings)
+        from .contrastive import contrastive_search
+
+        return contrastive_search(self, prompt, encoder_states, search)
 
     @cached_property
-    def _with_similarity(self) -> Executable:
+    def with_similarity(self) -> Executable:
+        """The same, whose programs tell how similar each position is to those before it."""
+        from ..compiler.similarity import with_similarity
+
         return self.with_graph(with_similarity(self.model.graph, self.logits_output), {})
 
     def text_behind(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
         """The text of new tokens behind a prompt, without an end-of-sequence token."""
         if self.tokenizer is None:
             raise SystolicError(f"{self.model.name} has no tokenizer")
-        stream = TextStream(self.tokenizer, prompt)
-        ends = self.model.eos_ids
-        return "".join([*(stream.push(t) for t in tokens if t not in ends), stream.finish()])
+        from .tokens import TextStream
+
+        return TextStream(self.tokenizer, prompt).whole(t for t in tokens if t not in self.model.eos_ids)
 
     def with_rows(self, rows: int) -> Executable:
         """This executable if it has so many rows, else one that has, with the same weights."""
@@ -360,41 +397,3 @@ class Executable:
         if self.tokenizer is None:
             raise SystolicError(f"{self.model.name} has no tokenizer; give the prompt as token ids")
         return self.tokenizer.encode(prompt)
-
-
-def compile(
-    model: Model | Graph,
-    weights: Mapping[str, np.ndarray] | None = None,
-    *,
-    backend: str = "xla",
-    batch: int = 1,
-    capacity: int | None = None,
-    chunk: int | None = None,
-    state: str = "auto",
-    state_dtype: str = "f32",
-    cache_directory: str | Path | None = None,
-    adapters: Mapping[str, str | Path] | None = None,
-    roll: str = "auto",
-) -> Executable:
-    """Prepares a model, or a traced graph with its weights, to run on ``backend`` (xla, numpy).
-
-    ``batch`` rows run side by side with up to ``capacity`` positions each (default: the model's
-    context, at most 1024; 256 for a bare graph); prompts are read in chunks of up to ``chunk``; ``state`` is
-    auto (a minimum cut), sources or tokens; ``state_dtype`` is what the past is kept as: f32, bf16, f16, or
-    int8 with a scale for each vector. ``adapters`` are directories as the peft library writes them, by the
-    names that ``generate(…, adapter=NAME)`` and its relatives choose from. Layers that repeat are one loop
-    by ``roll``: auto (where it saves time), always, never. Raises ``SystolicError`` for a bad option.
-    """
-    if isinstance(model, Graph):
-        capacity = GRAPH_CAPACITY if capacity is None else capacity
-        model = model_of_graph(model, weights, capacity)
-    if adapters:
-        model = with_adapters(model, adapters)
-    cache = None if cache_directory is None else Path(cache_directory)
-    options = options_for(model, backend, batch, capacity, chunk, state, cache, state_dtype, roll)
-    model = model.for_texts_up_to(options.capacity)
-    chosen = backend_named(backend, cache, roll)
-    model = with_kept_weights(model, chosen, cache)  # read ahead while programs are made
-    store = program_store(model.graph, options, chosen)
-    final = store.keep("simplified", lambda: run_passes(model.graph, options.passes)[-1].graph, Graph)
-    return Executable(model, options, chosen, DerivedPrograms(final, options), store)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..backends.interface import Lowered
 from ..ir.errors import SystolicError
-from .constraints import constraint_steps
+from ..models.model import NO_CONSTRAINTS
 from .decode_loop import (
     LONGEST_CALL,
     DecodeLoop,
@@ -23,15 +23,15 @@ from .decode_loop import (
     raise_if_failed,
     token_and_logits,
 )
-from .grammar import Grammar
 from .sampling import Row, Sampling, is_integer
-from .sampling.chain import structure_of
+from .sampling.structure import structure_of
 from .sources import Source
-from .stop_automaton import stop_table
-from .tokens import StopStrings, TextStream, Tokenizer
+from .tokens import StopStrings, TextStream
 
 if TYPE_CHECKING:
     from .executable import Executable
+    from .grammar import Grammar
+    from .tokens import Tokenizer
 
 __all__ = [
     "Alternative",
@@ -40,6 +40,7 @@ __all__ = [
     "Step",
     "chunk_sizes",
     "loop_of",
+    "run_constrained",
     "run_rows",
     "unwatched",
 ]
@@ -113,6 +114,10 @@ class Generation(Sampling):
     @property
     def form(self) -> Grammar | None:
         """The grammar that the new text must fit, if there is one."""
+        if self.json_schema is self.regex is self.grammar is None:
+            return None
+        from .grammar import Grammar  # few texts have to fit one
+
         return Grammar.of_settings(self.json_schema, self.regex, self.grammar)
 
     def end_tokens(self, eos_ids: Sequence[int]) -> tuple[int, ...]:
@@ -188,8 +193,10 @@ def sampling_row(executable: Executable, prompt: int, generation: Generation, st
     model = executable.model
     eos_ids = generation.end_tokens(model.eos_ids)
     row = generation.row(stream=stream, prompt=prompt, eos_ids=eos_ids)
-    if generation.ignore_eos:
+    if generation.ignore_eos or model.constraints == NO_CONSTRAINTS:
         return row
+    from .constraints import constraint_steps
+
     steps = constraint_steps(model.constraints, prompt, generation.max_new_tokens)
     return replace(row, chain=(*steps, *row.chain))
 
@@ -218,6 +225,8 @@ def _stop_table(executable: Executable, generation: Generation) -> np.ndarray | 
     """The automaton of the stop strings, if there are any."""
     if not generation.stop or executable.tokenizer is None:
         return None
+    from .stop_automaton import stop_table
+
     return stop_table(executable.tokenizer, generation.stop, executable.logit_count)
 
 
@@ -267,6 +276,13 @@ def run_rows(
         pace.took(int(made.counts().max()), started)
         yield from _steps(replies, made)
         newest = made.newest(newest)
+
+
+def run_constrained(*arguments: Any) -> Iterator[list[Step | None]]:
+    """As ``run_rows``, where new text must fit a grammar."""
+    from .constrained import run_constrained as run  # few texts have to
+
+    return run(*arguments)
 
 
 def _steps(replies: Sequence[Reply], made: Made) -> Iterator[list[Step | None]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..ir.graph import Graph
-from ..models.load import Model
+from ..models.model import Model
 from ..models.spec import Config
 from .inputs import table_size
 
@@ -21,7 +21,7 @@ def model_of_graph(graph: Graph, weights: Mapping[str, np.ndarray] | None, capac
         config=Config(graph.name, {}),
         graph=graph,
         weights=weights if weights or graph.parameters else {},
-        vocabulary_size=min((table_size(graph, node) for node in graph.inputs), default=2**31),
+        vocabulary_size=min((table_size(graph, port) for port in graph.signature.inputs), default=2**31),
         context_length=capacity,
         bos_id=None,
         eos_ids=(),

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..compiler.derive import source_graph
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph, Node
+from ..ir.ports import Port
 from ..ir.types import FLOATS
-from ..models.load import Model
+from ..models.model import Model
 from .sources import EncoderStates, Source, positions_of
 
 UNBOUNDED = 2**31
@@ -35,9 +35,9 @@ class Inputs:
     source_room: int
 
     @cached_property
-    def nodes(self) -> tuple[Node, ...]:
+    def ports(self) -> tuple[Port, ...]:
         """All inputs of some position; each takes numbers i32[], but a source may be of other numbers."""
-        inputs = tuple(node for node in self.model.graph.inputs if node.clock is not None)
+        inputs = tuple(port for port in self.model.graph.signature.inputs if port.clock is not None)
         tokens = [node for node in inputs if node.clock == self.clock or node.tensor.dtype not in FLOATS]
         if not tokens or any(str(node.type) != "i32[]" for node in tokens):
             shown = ", ".join(f"{node.name}: {node.type}" for node in inputs)
@@ -48,9 +48,9 @@ class Inputs:
         return inputs
 
     @cached_property
-    def token(self) -> Node:
+    def token(self) -> Port:
         """The only input of the clock that is continued."""
-        first, *others = (node for node in self.nodes if node.clock == self.clock)
+        first, *others = (node for node in self.ports if node.clock == self.clock)
         if others:
             raise SystolicError(
                 f"{self.model.name} also takes {others[0].name}, which only encode() can give"
@@ -58,9 +58,9 @@ class Inputs:
         return first
 
     @cached_property
-    def source(self) -> Node | None:
+    def source(self) -> Port | None:
         """The only input of the other clock, which is over when this one starts, if there is one."""
-        sources = [node for node in self.nodes if node.clock != self.clock]
+        sources = [node for node in self.ports if node.clock != self.clock]
         if len(sources) > 1:
             names = " and ".join(node.name for node in sources)
             raise SystolicError(f"{self.model.name} reads {names}; only one source can be run")
@@ -69,6 +69,8 @@ class Inputs:
     @cached_property
     def encoded(self) -> Node:
         """The stream of the source that is read, if it is one: an encoder's output."""
+        from ..compiler.derive import source_graph
+
         streams = list(source_graph(self.model.graph, str(self.clock)).outputs.values())
         if self.source is None or len(streams) != 1:
             raise SystolicError(f"{self.model.name} has no encoder whose states could be given")
@@ -110,7 +112,7 @@ class Inputs:
 
     def to_encode(self, ids: Source, others: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         """The numbers of each input for one text that is read as a whole: ``others`` by name, or zeros."""
-        first, *further = [self.source] if self.source else self.nodes
+        first, *further = [self.source] if self.source else self.ports
         text = self.checked_source(ids) if self.source else self.checked(ids, "text")  # type: ignore[arg-type]
         texts: dict[str, Any] = {first.name: text}
         length = len(texts[first.name])
@@ -121,14 +123,14 @@ class Inputs:
             raise SystolicError(f"{self.model.name} takes no {name} beside the token ids; it takes {known}")
         return texts
 
-    def _numbers(self, node: Node, numbers: Sequence[int], length: int) -> list[int]:
+    def _numbers(self, node: Port, numbers: Sequence[int], length: int) -> list[int]:
         limit = table_size(self.model.graph, node)
         checked = [int(number) for number in numbers]
         if len(checked) != length or not all(0 <= number < limit for number in checked):
             raise SystolicError(f"{node.name} must be {length} numbers from 0 to {limit - 1}, one per token")
         return checked
 
-    def checked(self, ids: Sequence[int], kind: str, node: Node | None = None) -> list[int]:
+    def checked(self, ids: Sequence[int], kind: str, node: Port | None = None) -> list[int]:
         """Token ids of the vocabulary, at least one and at most as many as fit; ``kind`` names them.
 
         ``node`` is the input that they are for, where two can have vocabularies of their own.
@@ -157,12 +159,12 @@ class Inputs:
         return tokens
 
 
-def table_size(graph: Graph, numbers: Node) -> int:
+def table_size(graph: Graph, numbers: Port) -> int:
     """How many rows the tables have that an input is looked up in: larger ones would be moved inside."""
     tables = [
         table.tensor.shape[node.params["axis"]]
         for node in graph.nodes
-        if node.op.name == "take" and node.sources[1] is numbers
+        if node.op.name == "take" and node.sources[1] in graph.inputs and node.sources[1].name == numbers.name
         for table in node.sources[:1]
     ]
     return min((size for size in tables if isinstance(size, int)), default=UNBOUNDED)

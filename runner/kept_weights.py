@@ -44,7 +44,9 @@ def kept_weights(
     if not isinstance(given, Weights | QuantisedWeights):
         return given
     made = {
-        node.name: node.tensor for node in graph.parameters if not given.is_in_place(node.name, alignment)
+        port.name: port.tensor
+        for port in graph.signature.parameters
+        if not given.is_in_place(port.name, alignment)
     }
     size, limit = sum(type_.bytes for type_ in made.values()), size_limit(LIMIT, DEFAULT_LIMIT)
     if not LEAST <= size <= limit:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..ir.errors import SystolicError
 from ..ir.types import TEXT
-from ..models.load import Model
+from ..models.model import Model
 
 if TYPE_CHECKING:
     from .executable import Executable

@@ -10,10 +10,12 @@ from pathlib import Path
 from ..compiler.trace import trace
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph
-from ..models.load import Model, load
+from ..models.load import load
+from ..models.model import Model
 from ..models.peft import read_adapter
 from .artifacts import compiled_model, is_compiled, open_compiled
-from .executable import Executable, compile
+from .compilation import compile
+from .executable import Executable
 from .graph_model import model_of_graph
 from .options import GRAPH_CAPACITY
 

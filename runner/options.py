@@ -5,13 +5,16 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..backends import ROLLING
-from ..compiler.derive.states import STRATEGIES
-from ..compiler.pipeline import Pass, passes_with
+from ..compiler.program import STRATEGIES
 from ..ir.errors import SystolicError
-from ..models.load import Model
 from .sampling import is_integer
+
+if TYPE_CHECKING:
+    from ..compiler.pipeline import Pass
+    from ..models.model import Model
 
 DEFAULT_CAPACITY = 1024  # of a model that was made for at least as many positions
 GRAPH_CAPACITY = 256  # of a bare graph, which does not say, and at least of a model that has no bound
@@ -58,6 +61,8 @@ class Options:
     @property
     def passes(self) -> tuple[Pass, ...]:
         """What a graph goes through before programs are derived from it."""
+        from ..compiler.pipeline import passes_with
+
         return passes_with(self.state_dtype, self.state)
 
     @property

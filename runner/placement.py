@@ -13,9 +13,10 @@ import numpy as np
 
 from ..backends.interface import Backend
 from ..ir.errors import SystolicError
-from ..ir.graph import Graph, Node
+from ..ir.graph import Graph
+from ..ir.ports import Port
 from ..ir.types import DTYPES
-from ..models.load import Model
+from ..models.model import Model
 from ..models.quantised import QuantisedWeights
 from ..models.weights import Weights, aligned_empty
 from .kept_weights import KeptWeights, kept_weights
@@ -41,21 +42,22 @@ def place_weights(
     """
     if weights is None:
         raise SystolicError(f"{model} has no weights, so it cannot run")
-    for node in graph.parameters:
+    ports = graph.signature.parameters
+    for node in ports:
         if node.name not in weights:
             raise SystolicError(f"the weights of {model} have no tensor {node.name}")
 
-    def make(node: Node) -> tuple[str, np.ndarray]:
+    def make(node: Port) -> tuple[str, np.ndarray]:
         if isinstance(weights, (Weights, KeptWeights)):
             return node.name, _checked(node, weights.array(node.name, backend.alignment))
         return node.name, _aligned(_checked(node, weights[node.name]), backend.alignment)
 
-    largest_first = sorted(graph.parameters, key=lambda node: node.tensor.bytes, reverse=True)
+    largest_first = sorted(ports, key=lambda node: node.tensor.bytes, reverse=True)
     with ThreadPoolExecutor(os.cpu_count(), "place") as threads:
         made = dict(threads.map(make, largest_first))
     if isinstance(weights, KeptWeights):
         weights.keep(made, backend.alignment)
-    return {node.name: backend.place(made[node.name]) for node in graph.parameters}
+    return {node.name: backend.place(made[node.name]) for node in ports}
 
 
 def _aligned(array: np.ndarray, alignment: int) -> np.ndarray:
@@ -68,7 +70,7 @@ def _aligned(array: np.ndarray, alignment: int) -> np.ndarray:
     return copy
 
 
-def _checked(node: Node, array: np.ndarray) -> np.ndarray:
+def _checked(node: Port, array: np.ndarray) -> np.ndarray:
     found, type_ = np.asarray(array), node.tensor
     if found.shape != type_.static_shape or found.dtype != DTYPES[type_.dtype]:
         raise SystolicError(f"weight {node.name} must be {type_}, not {found.dtype} {list(found.shape)}")

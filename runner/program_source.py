@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from ..compiler.derive import (
-    Form,
-    StatePlan,
-    choose_forms,
-    derive_cheapest,
-    derive_chunk,
-    derive_score,
-    derive_source,
-    graph_behind_source,
-    source_graph,
-)
 from ..compiler.program import Program, State
 from ..ir.graph import Graph
 from ..ir.types import TEXT
 from .options import Options
+
+if TYPE_CHECKING:
+    from ..compiler.derive import Form, StatePlan
 
 
 class ProgramSource(Protocol):
@@ -68,14 +60,16 @@ class DerivedPrograms:
         self._graph = graph
         self._options = options
         self.score_lengths = options.score_lengths
-        self._clock = next(iter(graph.outputs.values())).clock
-        has_source = any(node.clock not in (self._clock, None) for node in graph.inputs)
+        self._clock = graph.signature.outputs[0].clock
+        has_source = any(port.clock not in (self._clock, None) for port in graph.signature.inputs)
         self.source_lengths = options.source_lengths if has_source else ()
         self._chunks: dict[str, Program] = {}  # what others are made of, too
 
     @cached_property
     def forms(self) -> tuple[Form, ...]:
         """What chunk programs are derived from."""
+        from ..compiler.derive import choose_forms  # what an earlier process derived needs none of it
+
         return choose_forms(self._graph, self._options.state)
 
     @property
@@ -100,6 +94,8 @@ class DerivedPrograms:
         return self._chunk(size, source, last=False)
 
     def _chunk(self, size: int, source: int | None, *, last: bool) -> Program:
+        from ..compiler.derive import derive_cheapest, derive_chunk
+
         options, lengths = self._options, self._sources(source)
         key = f"{size} {lengths} {last}"
         if key in self._chunks:
@@ -117,9 +113,13 @@ class DerivedPrograms:
         return self._chunks[key]
 
     def score(self, length: int, source: int | None = None) -> Program:
+        from ..compiler.derive import derive_score
+
         return derive_score(self._graph, rows=1, length=length, source_lengths=self._sources(source))
 
     def source(self, length: int) -> Program:
+        from ..compiler.derive import derive_source
+
         options = self._options
         sources = self._sources(length)
         form = self.forms[0]
@@ -128,6 +128,8 @@ class DerivedPrograms:
         )
 
     def encode(self, length: int) -> Program:
+        from ..compiler.derive import derive_score, source_graph
+
         program = derive_score(source_graph(self._graph, str(self._clock)), rows=1, length=length)
         return replace(program, name=f"encode.{length}")
 
@@ -136,4 +138,6 @@ class DerivedPrograms:
 
     @property
     def behind_encoder(self) -> DerivedPrograms:
+        from ..compiler.derive import graph_behind_source
+
         return DerivedPrograms(graph_behind_source(self._graph, str(self._clock)), self._options)

@@ -8,34 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import TypeVar
-
-import numpy as np
 
 from ..backends.cache import default_cache_directory, read_entry, write_entry
 from ..backends.interface import Backend
 from ..compiler.collection import paused_collection
 from ..ir.graph import Graph
 from .options import Options
+from .package import package_digest
 
 Kept = TypeVar("Kept")
-PACKAGE = Path(__file__).resolve().parent.parent
-_FOLDERS = ("ir", "compiler", "backends", "models", "runner")
-
-
-@cache
-def package_digest() -> str:
-    """A digest of every source file of this package, and of what computes its constants."""
-    digest = hashlib.sha256(f"{sys.version} {np.__version__}".encode())
-    for folder in _FOLDERS:
-        for file in sorted((PACKAGE / folder).rglob("*.py")):
-            digest.update(f"\n{file.relative_to(PACKAGE)}\n".encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 class ProgramStore:
@@ -64,10 +48,9 @@ class ProgramStore:
 
 def program_store(graph: Graph, options: Options, backend: Backend) -> ProgramStore:
     """The store of the programs of a model's graph."""
-    content = hashlib.sha256(pickle.dumps(graph, pickle.HIGHEST_PROTOCOL)).hexdigest()
     directory = options.cache_directory or default_cache_directory()
     made_for = {name: value for name, value in vars(options).items() if name != "cache_directory"}
-    return ProgramStore(directory, _digest(package_digest(), content, made_for, backend.lowering))
+    return ProgramStore(directory, _digest(package_digest(), graph.digest, made_for, backend.lowering))
 
 
 def _digest(*parts: object) -> str:

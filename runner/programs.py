@@ -9,16 +9,15 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock, RLock
+from types import ModuleType
 from typing import Generic, TypeVar
 
 from ..backends.interface import Backend, Lowered, Prepared
 from ..compiler.collection import paused_collection
-from ..compiler.derive.moves import derive_put, derive_restore, derive_save, derive_take
 from ..compiler.program import Program, State
 from .program_source import ProgramSource
 from .program_store import Kept, ProgramStore
-from .sampling.chain import Structure
-from .sampling.programs import SamplingPrograms, beam_program, loop_program, recall_program
+from .sampling.structure import Structure
 
 Result = TypeVar("Result")
 Report = Callable[[int, int], None]
@@ -97,6 +96,8 @@ class ProgramTable(Generic[Result]):
         space = self._source_length(source)
 
         def make() -> Program:
+            from .sampling.programs import loop_program  # what an earlier process made needs none of it
+
             return loop_program(self._origin.chunk(1, space), structure, stops, names, states)
 
         return self._get(f"generate {structure} {states}", stops, space, make)
@@ -114,6 +115,8 @@ class ProgramTable(Generic[Result]):
         space = self._source_length(source)
 
         def make() -> Program:
+            from .sampling.programs import beam_program
+
             return beam_program(self._origin.chunk(1, space), structure, candidates, names, beside)
 
         return self._get(f"beams {structure} {beside}", candidates, space, make)
@@ -122,14 +125,20 @@ class ProgramTable(Generic[Result]):
         """The program that reads what was said before into the memory of a structure, if it has one."""
         if not structure.remembers:
             return None
-        return self._get(
-            f"recall {structure}", 0, 0, lambda: recall_program(self._origin.chunk(1), structure, names[1])
-        )
+
+        def make() -> Program:
+            from .sampling.programs import recall_program
+
+            return recall_program(self._origin.chunk(1), structure, names[1])
+
+        return self._get(f"recall {structure}", 0, 0, make)
 
     def sample(self, structure: Structure, vocabulary: int) -> Result:
         """The program that chooses a token for each row from logits of ``vocabulary`` tokens."""
 
         def make() -> Program:
+            from .sampling.programs import SamplingPrograms
+
             step = self._origin.chunk(1)
             return SamplingPrograms(structure, vocabulary, step.rows, step.capacity).choose
 
@@ -144,21 +153,23 @@ class ProgramTable(Generic[Result]):
 
     def take(self, slots: int) -> Result:
         """The program that copies ``slots`` positions of one row out of what is kept by position."""
-        return self._get("take", slots, 0, lambda: derive_take(self.states_of(("append",)), slots))
+        return self._get("take", slots, 0, lambda: _moves().derive_take(self.states_of(("append",)), slots))
 
     def put(self, slots: int) -> Result:
         """The program that copies up to ``slots`` positions into one row."""
-        return self._get("put", slots, 0, lambda: derive_put(self.states_of(("append",)), slots))
+        return self._get("put", slots, 0, lambda: _moves().derive_put(self.states_of(("append",)), slots))
 
     def save(self, name: str, kinds: Sequence[str], source: int = 0) -> Result:
         """The program that copies one row of the states of some kinds; ``name`` names the kinds."""
         space, label = self._source_length(source), f"save.{name}"
-        return self._get(label, 0, space, lambda: derive_save(self.states_of(kinds, source), label))
+        return self._get(label, 0, space, lambda: _moves().derive_save(self.states_of(kinds, source), label))
 
     def restore(self, name: str, kinds: Sequence[str], source: int = 0) -> Result:
         """The program that puts such a copy into one row."""
         space, label = self._source_length(source), f"restore.{name}"
-        return self._get(label, 0, space, lambda: derive_restore(self.states_of(kinds, source), label))
+        return self._get(
+            label, 0, space, lambda: _moves().derive_restore(self.states_of(kinds, source), label)
+        )
 
     def _program(self, result: Result) -> Program:
         raise NotImplementedError
@@ -190,12 +201,13 @@ class LoweredPrograms(ProgramTable[Lowered]):
 
     @cached_property
     def states(self) -> tuple[State, ...]:
-        return self._kept("states", lambda: self._origin.states, tuple)
+        return self.keep("states", lambda: self._origin.states, tuple)
 
     def _lower(self, key: str, make: Callable[[], Program]) -> Lowered:
-        return self._kept(key, lambda: self.backend.lower(make()), Lowered)
+        return self.keep(key, lambda: self.backend.lower(make()), Lowered)
 
-    def _kept(self, name: str, make: Callable[[], Kept], kind: type[Kept]) -> Kept:
+    def keep(self, name: str, make: Callable[[], Kept], kind: type[Kept]) -> Kept:
+        """What ``make`` makes, or what it made in an earlier process for the same programs."""
         if self.store is not None:
             return self.store.keep(name, make, kind)
         with paused_collection():
@@ -277,6 +289,13 @@ class Programs(ProgramTable[Prepared]):
 
     def _program(self, result: Prepared) -> Program:
         return result.program
+
+
+def _moves() -> ModuleType:
+    """What derives programs that move rows."""
+    from ..compiler.derive import moves
+
+    return moves
 
 
 def _smallest(sizes: tuple[int, ...], length: int) -> int:

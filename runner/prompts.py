@@ -34,9 +34,9 @@ def prompt_of(
 
 
 def _check_generates(executable: Executable, generation: Generation) -> None:
-    graph = executable.model.graph
-    name, output = executable.model.name, graph.outputs[executable.logits_output].type
-    graph.certificate().raise_if_leaking()
+    signature = executable.model.graph.signature
+    name, output = executable.model.name, signature.output(executable.logits_output).type
+    _ = executable.is_causal  # raises if it is not
     if not isinstance(output, TensorType) or output.rank != 1 or output.dtype not in FLOATS:
         raise SystolicError(f"{name} cannot generate: its output is {output}, not one logit for each token")
     if generation.stop and executable.tokenizer is None:

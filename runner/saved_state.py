@@ -37,7 +37,7 @@ def fingerprint(executable: Executable) -> str:
     """A digest of what a state depends on: the graph, and the ends of every weight."""
     digest = hashlib.sha256(str(executable.model.graph).encode())
     weights = executable.model.weights or {}
-    for node in executable.model.graph.parameters:
+    for node in executable.model.graph.signature.parameters:
         values = np.ascontiguousarray(weights[node.name]).reshape(-1).view(np.uint8)
         digest.update(values[:SAMPLED_BYTES].tobytes() + values[-SAMPLED_BYTES:].tobytes())
     return digest.hexdigest()

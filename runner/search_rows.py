@@ -11,7 +11,7 @@ import numpy as np
 from .adapters import adapter_choice
 from .decode_loop import Memory, Rows, sampling_inputs
 from .sampling import Row
-from .sampling.chain import structure_of
+from .sampling.structure import structure_of
 from .sources import Source
 
 if TYPE_CHECKING:

@@ -69,7 +69,7 @@ def read_sources(
     program = programs.source(room)
     stream = executable.inputs.encoded if is_encoded else executable.inputs.source
     assert stream is not None
-    (node,) = (node for node in program.program.graph.inputs if node.name == stream.name)
+    (node,) = (node for node in program.program.graph.signature.inputs if node.name == stream.name)
     block = np.zeros(node.tensor.static_shape, DTYPES[node.tensor.dtype])
     for row, source in enumerate(sources):
         if len(source):

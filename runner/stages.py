@@ -12,7 +12,7 @@ from ..compiler.pipeline import Stage, run_passes, stage_between
 from ..compiler.program import Program, State
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph
-from ..models.load import Model
+from ..models.model import Model
 from .options import Options
 from .program_source import DerivedPrograms
 

@@ -93,6 +93,10 @@ class TextStream:
         """What was held back, when no more tokens follow."""
         return self._give(self._tokenizer.decode(self._window))
 
+    def whole(self, tokens: Iterable[int]) -> str:
+        """What all of these tokens add, when no more follow."""
+        return "".join([*map(self.push, tokens), self.finish()])
+
     def _give(self, text: str) -> str:
         piece = text[_common_length(self._given, text) :]
         if piece:

@@ -70,7 +70,7 @@ def run_text(
 
     ``adapter`` is the number of the one that they are read with.
     """
-    types = {node.name: node.tensor for node in prepared.program.graph.inputs}
+    types = {node.name: node.tensor for node in prepared.program.graph.signature.inputs}
     first, *_, length = len(next(iter(texts.values()))), *map(len, texts.values())
     inputs = {"offset": np.zeros(1, np.int32), "length": np.array([length], np.int32)}
     inputs |= adapter_inputs(executable.model.graph, 1, {0: adapter})

@@ -11,8 +11,9 @@ import pytest
 from test_runner import BACKENDS, V, attention_step, recurrent_step, tiny
 
 import systolic as sy
-from systolic.models.load import Constraints, load
-from systolic.runner.executable import compile
+from systolic.models.load import load
+from systolic.models.model import Constraints
+from systolic.runner.compilation import compile
 
 
 def log_probabilities(executable: sy.Executable, text: list[int]) -> np.ndarray:

@@ -13,7 +13,7 @@ import systolic as sy
 from systolic.compiler.similarity import SIMILARITY, hidden_state, with_similarity
 from systolic.ir.interpret import interpret
 from systolic.models.load import load
-from systolic.runner.executable import compile
+from systolic.runner.compilation import compile
 
 BACKENDS = ["numpy", "xla"]
 

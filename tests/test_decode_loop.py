@@ -12,13 +12,13 @@ import pytest
 from test_runner import BACKENDS, V, attention_step, random_weights, recurrent_step, tiny
 
 import systolic as sy
-from systolic.compiler.derive.generation import NO_TOKEN
+from systolic.compiler.program import NO_TOKEN
 from systolic.ir.dumps.json_form import from_json, to_json
 from systolic.ir.verify import verify
 from systolic.models.load import load
 from systolic.runner.choice import Chooser
+from systolic.runner.compilation import compile
 from systolic.runner.decode_loop import LONGEST_CALL, DecodeLoop, Pace, reads_last_tokens
-from systolic.runner.executable import compile
 from systolic.runner.generate import Generation
 from systolic.runner.sampling import Row
 from systolic.runner.sampling import filters as f

@@ -14,8 +14,9 @@ import systolic as sy
 from systolic.compiler.derive import choose_states, derive_chunk, derive_source
 from systolic.ir.evaluate import evaluate
 from systolic.ir.interpret import interpret
-from systolic.models.load import Constraints, load
-from systolic.runner.executable import compile
+from systolic.models.load import load
+from systolic.models.model import Constraints
+from systolic.runner.compilation import compile
 from systolic.runner.locate import open_executable
 
 BACKENDS = ["numpy", "xla"]

@@ -15,7 +15,7 @@ from systolic.models.families import build
 from systolic.models.load import load
 from systolic.models.positions import count_of_text
 from systolic.models.spec import Config, read_config
-from systolic.runner.executable import compile
+from systolic.runner.compilation import compile
 
 OUTPUTS_OF_BERT = ["last_hidden", "pooled", "mlm_logits", "nsp_logits"]
 BERT = {

@@ -17,7 +17,7 @@ from systolic.models import families
 from systolic.models.families import build
 from systolic.models.load import load
 from systolic.models.spec import Config, read_config
-from systolic.runner.executable import compile
+from systolic.runner.compilation import compile
 
 pytestmark = pytest.mark.optimised
 

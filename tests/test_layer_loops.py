@@ -17,8 +17,9 @@ from systolic.backends.xla import XlaBackend
 from systolic.compiler.program import Program
 from systolic.ir.errors import SystolicError
 from systolic.models.load import load
+from systolic.runner.compilation import compile
 from systolic.runner.decode_loop import DecodeLoop
-from systolic.runner.executable import Executable, compile
+from systolic.runner.executable import Executable
 from systolic.runner.sampling import Row
 
 pytestmark = pytest.mark.optimised

@@ -21,7 +21,7 @@ from systolic.compiler.pipeline import passes_with, run_passes
 from systolic.ir.types import DTYPES
 from systolic.models.load import load
 from systolic.models.quantised import SCHEMES, quantise
-from systolic.runner.executable import compile
+from systolic.runner.compilation import compile
 
 pytestmark = pytest.mark.optimised
 

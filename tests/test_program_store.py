@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from random_graphs import build, recipes
 
 import systolic as sy
+from systolic.compiler import derive as derivation
 from systolic.ir.verify import verify
-from systolic.runner import program_source, program_store
+from systolic.runner import program_store
 from systolic.runner.executable import Executable
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,13 +45,13 @@ def compiled(directory: Path, graph: sy.Graph | None = None, backend: str = "xla
 def derivations(monkeypatch) -> list[int]:
     """The sizes of the chunk programs that are derived, as they are."""
     sizes: list[int] = []
-    derive = program_source.derive_chunk
+    derive = derivation.derive_cheapest
 
-    def counted(*arguments, **keywords):
-        sizes.append(keywords["chunk"])
-        return derive(*arguments, **keywords)
+    def counted(forms, derive_form):
+        sizes.append(derive_form.keywords["chunk"])
+        return derive(forms, derive_form)
 
-    monkeypatch.setattr(program_source, "derive_chunk", counted)
+    monkeypatch.setattr(derivation, "derive_cheapest", counted)
     return sizes
 
 
@@ -161,12 +162,12 @@ def test_programs_are_compiled_largest_first_and_once(tmp_path):
     backend.load = counted
     seen: list[tuple[int, int]] = []
     executable.prepare(80, report=lambda ready, of: seen.append((ready, of)), max_new_tokens=3)
-    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
-    assert len(loaded) == len(executable.programs) == 3
+    assert seen == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
+    assert len(loaded) == len(executable.programs) == 4
     assert loaded[0] == max(loaded)
     executable.prepare(80, max_new_tokens=3)
     executable.generate([1] * 80, max_new_tokens=3)
-    assert len(loaded) == 3
+    assert len(loaded) == 4
 
 
 def test_an_error_of_the_compiler_surfaces(tmp_path):

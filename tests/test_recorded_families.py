@@ -13,7 +13,7 @@ from seeded_weights import seeded_tensor
 
 import systolic as sy
 from systolic.models.load import load
-from systolic.runner.executable import compile
+from systolic.runner.compilation import compile
 
 RECORDED = Path(__file__).parent / "recorded"
 CASES = {file.parent.name: np.load(file).files for file in sorted(RECORDED.glob("*/outputs.npz"))}

@@ -11,7 +11,7 @@ import pytest
 
 import systolic as sy
 from systolic.models.load import load
-from systolic.runner.executable import compile
+from systolic.runner.compilation import compile
 from systolic.runner.generate import Generation, chunk_sizes
 from systolic.runner.options import Options
 

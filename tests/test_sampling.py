@@ -16,17 +16,10 @@ from systolic.ir.interpret import interpret
 from systolic.runner.sampling import Sampling
 from systolic.runner.sampling import filters as f
 from systolic.runner.sampling import penalties as p
-from systolic.runner.sampling.chain import (
-    DAMAGED,
-    NOTHING_LEFT,
-    ORDER,
-    Row,
-    row_inputs,
-    structure_of,
-    trace_chain,
-)
+from systolic.runner.sampling.chain import ORDER, trace_chain
 from systolic.runner.sampling.programs import SamplingPrograms
 from systolic.runner.sampling.random import threefry
+from systolic.runner.sampling.structure import DAMAGED, NOTHING_LEFT, Row, row_inputs, structure_of
 
 BACKENDS = ["numpy", "xla"]
 Chain = tuple

@@ -14,7 +14,7 @@ from seeded_weights import seeded_tensor
 import systolic as sy
 from systolic.models.load import load
 from systolic.runner.artifacts import open_compiled, write_compiled
-from systolic.runner.executable import compile
+from systolic.runner.compilation import compile
 from systolic.runner.options import options_for
 
 RECORDED = Path(__file__).parent / "recorded"

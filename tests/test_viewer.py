@@ -18,7 +18,7 @@ from systolic.ir.graph import Graph
 from systolic.ir.types import show_type
 from systolic.models.load import load
 from systolic.runner.commands.page import model_page
-from systolic.runner.executable import model_of_graph
+from systolic.runner.graph_model import model_of_graph
 from systolic.runner.options import options_for
 from systolic.runner.stages import Stages
 

@@ -15,7 +15,7 @@ from systolic.ir.interpret import interpret
 from systolic.models.families import build
 from systolic.models.load import load
 from systolic.models.spec import Config
-from systolic.runner.executable import compile
+from systolic.runner.compilation import compile
 
 MEL, PAIRS = 6, 9
 CONFIG = {

@@ -12,11 +12,8 @@ from dataclasses import replace
 from ...ir.graph import Graph, Node, make_node, rename
 from ...ir.ops import OPS
 from ...ir.types import TensorType
-from ..program import STATE_PREFIX, Program
+from ..program import NO_TOKEN, SAMPLING, STATE_PREFIX, Program
 from .placed import Maker
-
-SAMPLING = "sampling."  # what inputs, states and streams of the choosing program are called by
-NO_TOKEN = -3  # where a row had no step
 
 _GOING, _LEFT = "generation.going", "generation.left"
 _STATE, _TRANSITIONS = "state", "transitions"

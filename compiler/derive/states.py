@@ -26,12 +26,12 @@ from ...ir.types import Past
 from ..collection import paused_collection
 from ..measures import OPERATIONS_PER_BYTE
 from ..passes.narrow_states import rounded_from
+from ..program import STRATEGIES
 from .sources import constants_read
 
 if TYPE_CHECKING:
     import networkx as nx
 
-STRATEGIES = ("auto", "sources", "tokens")
 _UNITS = 16  # cut capacities are whole numbers of 1/16 byte, so that the cut is exact
 
 

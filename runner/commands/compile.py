@@ -11,7 +11,7 @@ import typer
 from .arguments import DEFAULT_MODEL, Batch, Capacity, Dtype, ModelArgument, State, StateDtype
 
 if TYPE_CHECKING:
-    from ...models.load import Model
+    from ...models.model import Model
     from ..options import Options
 
 

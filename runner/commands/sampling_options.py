@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ...models.load import Model
+from ...models.model import Model
 from ..sampling.settings import INTEGER_FIELDS
 
 CANDIDATES = 4  # of a contrastive search

@@ -13,8 +13,8 @@ import numpy as np
 
 from ...backends import backend_named
 from ...backends.interface import Prepared
-from .chain import Row, Structure, row_inputs, structure_of
 from .programs import SamplingPrograms
+from .structure import Row, Structure, row_inputs, structure_of
 
 _KEPT_PROGRAMS = 32
 

@@ -18,7 +18,8 @@ from ...compiler.language import (
     zeros,
 )
 from ...compiler.stream import Stream
-from .step import MATCH, NONE, Moment, Step, kept
+from .step import Moment, Step, kept
+from .structure import MATCH, NONE
 
 ALWAYS = 2**31 - 1
 NEVER = float("-inf")  # the score of a removed token

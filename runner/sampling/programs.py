@@ -12,7 +12,8 @@ from ...compiler.derive.generation import derive_generation
 from ...compiler.pipeline import run_passes
 from ...compiler.program import Program
 from ...ir.graph import Graph, Node, postorder
-from .chain import Structure, trace_chain
+from .chain import trace_chain
+from .structure import LONGEST_CALL, Structure
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,6 @@ def _made_from_tokens(plan: StatePlan, graph: Graph) -> StatePlan:
 
     tails = {node: steps for node, steps in plan.tails.items() if is_free(node)}
     return replace(plan, histories=chosen(plan.histories), tails=tails, carries=(), constants=())
-
-
-LONGEST_CALL = 64  # tokens that one call of a loop makes at most
 
 
 def sampling_programs(decode: Program, structure: Structure, logits: str) -> SamplingPrograms:

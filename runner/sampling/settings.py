@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
+from typing import TYPE_CHECKING
 
 from ...ir.errors import SystolicError
-from . import filters, penalties
-from .chain import ORDER, Chain, Row
-from .step import MATCH, Step
+from .structure import MATCH, Chain, Row
+
+if TYPE_CHECKING:
+    from .step import Step
 
 COLDEST = 1e-30  # a lower temperature would divide by what float32 cannot hold; it is greedy
 LIKELIEST = 20  # alternatives that can be listed
@@ -91,25 +93,38 @@ class Sampling:
                 raise SystolicError(
                     f"temperature_range must be two rising numbers above 0, not {self.temperature_range!r}"
                 )
-        for step in self.chain or ():
-            if type(step) not in ORDER:
-                raise SystolicError(f"chain must hold steps such as TopK(40), not {step!r}")
+        if self.chain:
+            from .chain import ORDER
+
+            for step in self.chain:
+                if type(step) not in ORDER:
+                    raise SystolicError(f"chain must hold steps such as TopK(40), not {step!r}")
 
     @property
     def draws(self) -> bool:
         """Whether tokens are drawn, instead of the best one being taken."""
         if self.chain is not None:
-            return not any(isinstance(step, filters.Greedy) for step in self.chain)
+            return not any(type(step).__name__ == "Greedy" for step in self.chain)
         return self.temperature >= COLDEST or self.temperature_range is not None
 
     def steps(self, eos_ids: Sequence[int] = ()) -> Chain:
         """The chain; ``eos_ids`` are what ``min_new_tokens`` bans at first."""
         if self.chain is not None:
             return tuple(self.chain)
+        if self._is_plain:
+            return ()
         listed = (*self._said_so_far(eos_ids), *(self._distribution() if self.draws else ()))
         return tuple(step for step in listed if step != type(step)(**step.fixed))
 
+    @property
+    def _is_plain(self) -> bool:
+        """Whether no field asks for a step."""
+        given = (each for each in fields(Sampling) if each.name not in ("seed", "logprobs", "chain"))
+        return all(getattr(self, each.name) in (each.default, (), {}) for each in given)
+
     def _said_so_far(self, eos_ids: Sequence[int]) -> Chain:
+        from . import penalties  # with the language that they are written in
+
         last = self.penalty_last
         dry = (self.dry_multiplier, self.dry_base, self.dry_allowed_length, last, tuple(self.dry_breakers))
         return (
@@ -129,6 +144,8 @@ class Sampling:
         )
 
     def _distribution(self) -> Chain:
+        from . import filters
+
         heat: Step = filters.Temperature(self.temperature)
         if self.temperature_range is not None:
             heat = filters.DynamicTemperature(*self.temperature_range, self.temperature_exponent)

@@ -19,9 +19,8 @@ from ...compiler.language import max as largest
 from ...compiler.stream import Stream
 from .random import Words, threefry
 from .random import uniform as uniform_number
+from .structure import MATCH, NONE
 
-NONE = -1  # fills lists of tokens: no token has this id
-MATCH = 32  # how many tokens back a repetition is followed
 TOKEN_PURPOSE, XTC_PURPOSE = 0, 1  # what random numbers are for
 
 
