@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..ir.errors import SystolicError
-from .interface import Arrays, Backend, Lowered, Prepared
+
+if TYPE_CHECKING:
+    from .interface import Backend
 
 BACKENDS = ("numpy", "xla")
 ROLLING = ("auto", "always", "never")
@@ -31,6 +34,3 @@ def backend_named(name: str, cache_directory: Path | None = None, roll: str = "a
 
         return XlaBackend(cache_directory=cache_directory, roll=roll)
     raise SystolicError(f"there is no backend {name!r}; the backends are {' and '.join(BACKENDS)}")
-
-
-__all__ = ["BACKENDS", "ROLLING", "Arrays", "Backend", "Lowered", "Prepared", "backend_named"]

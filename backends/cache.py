@@ -17,7 +17,7 @@ from pathlib import Path
 from ..ir.errors import SystolicError
 
 PROGRAM_LIMIT, PROGRAM_DEFAULT = "SYSTOLIC_PROGRAM_CACHE", 2 << 30
-PROGRAM_ENDINGS = (".xla", ".program", ".model", ".so")
+PROGRAM_ENDINGS = (".xla", ".program", ".model", ".last", ".so")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _DIGEST = hashlib.sha256().digest_size
 

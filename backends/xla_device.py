@@ -20,8 +20,9 @@ import numpy as np
 
 from ..ir.errors import SystolicError
 from ..ir.types import DTYPES, TensorType
+from .xla_library import LOG_LEVEL
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # as jax has it: read once, while the library is loaded
+os.environ.setdefault(*LOG_LEVEL)
 from jaxlib import xla_client
 
 _PLUGINS = ("jax_plugins", "libtpu")  # packages that bring other platforms

@@ -38,6 +38,7 @@ from .executable import Executable
 from .files import new_directory
 from .options import Options
 from .program_source import DerivedPrograms
+from .programs import Programs
 from .sampling.filters import Temperature, TopK, TopP
 from .sampling.programs import loop_program
 from .sampling.structure import Row, Structure, structure_of
@@ -216,7 +217,8 @@ def open_compiled(path: Path, backend: str, chosen: Mapping[str, Any], roll: str
     options = Options(backend, **manifest["options"], roll=roll)
     source = SavedPrograms(path, manifest)
     model = _model(path, manifest).for_texts_up_to(options.capacity)
-    return Executable(model, options, backend_named(backend, roll=roll), source)
+    place = backend_named(backend, roll=roll)
+    return Executable(model, options, place, Programs(source, place))
 
 
 def compiled_model(path: Path) -> Model:

@@ -10,14 +10,16 @@ import numpy as np
 
 from ..backends import backend_named
 from ..ir.graph import Graph
-from .executable import Executable
+from .last_start import remember_start
 from .options import GRAPH_CAPACITY, options_for
 from .placement import with_kept_weights
 from .program_source import DerivedPrograms
 from .program_store import program_store
+from .programs import Programs
 
 if TYPE_CHECKING:
     from ..models.model import Model
+    from .executable import Executable
 
 
 def compile(
@@ -56,6 +58,8 @@ def compile(
     options = options_for(model, backend, batch, capacity, chunk, state, cache, state_dtype, roll)
     model = model.for_texts_up_to(options.capacity)
     chosen = backend_named(backend, cache, roll)
+    if model.path.is_dir():
+        remember_start(model.path, model.dtype, backend)
     model = with_kept_weights(model, chosen, cache)  # read ahead while programs are made
     store = program_store(model.graph, options, chosen)
 
@@ -65,4 +69,8 @@ def compile(
         return run_passes(model.graph, options.passes)[-1].graph
 
     final = store.keep("simplified", simplified, Graph)
-    return Executable(model, options, chosen, DerivedPrograms(final, options), store)
+    programs = Programs(DerivedPrograms(final, options), chosen, store)
+    programs.load_ahead()
+    from .executable import Executable  # meanwhile
+
+    return Executable(model, options, chosen, programs)

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from .beams import Hypothesis
     from .grammar import Grammars
     from .options import Options
-    from .program_source import ProgramSource
-    from .program_store import ProgramStore
     from .scheduler import Scheduler
     from .session import Session
     from .snapshot import Snapshot
@@ -56,13 +54,12 @@ class Executable:
         model: Model,
         options: Options,
         backend: Backend,
-        source: ProgramSource,
-        store: ProgramStore | None = None,
+        programs: Programs,
     ) -> None:
         self.model = model
         self.options = options
         self.backend = backend
-        self.programs = Programs(source, backend, store)
+        self.programs = programs
         self._wider: dict[int, Executable] = {}  # by rows
 
     @property
@@ -191,7 +188,7 @@ class Executable:
         known = ChainMap(dict(weights), self.model.weights or {})  # type: ignore[arg-type]  # only read
         model = replace(self.model, graph=graph, weights=known)
         source = DerivedPrograms(run_passes(graph, self.options.passes)[-1].graph, self.options)
-        made = Executable(model, self.options, self.backend, source)
+        made = Executable(model, self.options, self.backend, Programs(source, self.backend))
         more = {name: self.backend.place(array) for name, array in weights.items()}
         made.__dict__["parameters"] = {**self.parameters, **more}
         return made
@@ -366,7 +363,8 @@ class Executable:
         if rows not in self._wider:
             source, options = self.programs.with_rows(rows), replace(self.options, batch=rows)
             store = self.programs.store_within(f"{rows} rows")
-            self._wider[rows] = Executable(self.model, options, self.backend, source, store)
+            programs = Programs(source, self.backend, store)
+            self._wider[rows] = Executable(self.model, options, self.backend, programs)
             self._wider[rows].__dict__["parameters"] = self.parameters
         return self._wider[rows]
 

@@ -8,20 +8,15 @@ the name of an entry. A file counts as the same as long as ``file_identity`` doe
 from __future__ import annotations
 
 import hashlib
-import io
-import mmap
 import os
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from ..backends.cache import default_cache_directory, read_entry, write_entry
 from ..compiler.collection import paused_collection
 from ..models.embedded import DEFAULT, locate
-from ..models.weights import StoredTensor, map_file
+from .last_start import begin_as_last
 from .package import file_identity, package_digest
 
 if TYPE_CHECKING:
@@ -46,19 +41,18 @@ def load(
     directory = locate(path_or_name)
     if adapter or not directory.is_dir():
         return _read(path_or_name, dtype, adapter)
+    begin_as_last(directory, dtype)
+    from .pickled_models import from_bytes, to_bytes  # NumPy, while something else is loaded
+
     entry = default_cache_directory() / f"{_digest(directory, dtype)}{ENDING}"
-    with paused_collection():
-        content = read_entry(entry)
-        found = None if content is None else _Unpickler(io.BytesIO(content)).load()
-    if found is not None:
-        return found
+    content = read_entry(entry)
+    if content is not None:
+        with paused_collection():
+            return from_bytes(content)
     model = _read(path_or_name, dtype, ())
-    buffer = io.BytesIO()
-    try:
-        _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(model)
-    except (pickle.PicklingError, TypeError, AttributeError):  # it has something that is no plain value
-        return model
-    write_entry(entry, buffer.getvalue())
+    content = to_bytes(model)
+    if content is not None:
+        write_entry(entry, content)
     return model
 
 
@@ -75,30 +69,3 @@ def _digest(directory: Path, dtype: str) -> str:
     config = (directory / "config.json").read_bytes() if (directory / "config.json").is_file() else b""
     parts = (package_digest(), str(directory), str(directory.absolute()), dtype, files, config)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-class _Pickler(pickle.Pickler):
-    """Writes a tensor of a file as its place there, and no other array."""
-
-    def persistent_id(self, value: Any) -> Any:
-        if type(value) is StoredTensor and value.mapped is not None:
-            return str(value.path), value.offset, value.data.nbytes, value.shape, value.dtype
-        if isinstance(value, np.ndarray | mmap.mmap | StoredTensor):
-            raise pickle.PicklingError("weights that are made of more than a file")
-        return None
-
-
-class _Unpickler(pickle.Unpickler):
-    """Reads what ``_Pickler`` wrote, mapping each file once."""
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file)
-        self._mapped: dict[str, mmap.mmap] = {}
-
-    def persistent_load(self, place: Any) -> StoredTensor:
-        name, offset, size, shape, dtype = place
-        path = Path(name)
-        if name not in self._mapped:
-            self._mapped[name] = map_file(path)
-        data = np.frombuffer(self._mapped[name], np.uint8, size, offset)
-        return StoredTensor(path, data, shape, dtype, mapped=self._mapped[name], offset=offset)

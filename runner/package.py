@@ -8,8 +8,6 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-
 PACKAGE = Path(__file__).resolve().parent.parent
 _FOLDERS = ("ir", "compiler", "backends", "models", "runner")
 
@@ -20,6 +18,8 @@ def package_digest() -> str:
 
     Files are told apart as in ``file_identity``, which takes a tenth of the time of reading them.
     """
+    import numpy as np
+
     found = [str(PACKAGE), sys.version, np.__version__]
     folders = [str(PACKAGE / folder) for folder in _FOLDERS]
     while folders:

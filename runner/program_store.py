@@ -33,16 +33,28 @@ class ProgramStore:
         """The same directory for programs that are made from more."""
         return ProgramStore(self.directory, _digest(self.origin, *parts))
 
+    def find(self, name: str, kind: type[Kept]) -> Kept | None:
+        """The value that an earlier process kept under ``name``, if one did."""
+        with paused_collection():
+            content = read_entry(self._entry(name))
+            found = None if content is None else pickle.loads(content)
+        return found if isinstance(found, kind) else None
+
+    def put(self, name: str, value: object) -> None:
+        """Keeps a value under ``name`` from now on."""
+        write_entry(self._entry(name), pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
+
+    def _entry(self, name: str) -> Path:
+        return self.directory / f"{_digest(self.origin, name)}.program"
+
     def keep(self, name: str, make: Callable[[], Kept], kind: type[Kept]) -> Kept:
         """The value that an earlier process kept under ``name``, or what ``make`` makes of it now."""
-        entry = self.directory / f"{_digest(self.origin, name)}.program"
+        found = self.find(name, kind)
+        if found is not None:
+            return found
         with paused_collection():
-            content = read_entry(entry)
-            found = None if content is None else pickle.loads(content)
-            if isinstance(found, kind):
-                return found
             made = make()
-        write_entry(entry, pickle.dumps(made, pickle.HIGHEST_PROTOCOL))
+        self.put(name, made)
         return made
 
 

@@ -376,8 +376,8 @@ def test_a_compiled_directory_runs_without_deriving(cli, compiled, case, backend
     def refuse(*arguments, **keywords):
         raise AssertionError("derived again")
 
-    monkeypatch.setattr("systolic.runner.program_source.derive_chunk", refuse)
-    monkeypatch.setattr("systolic.runner.program_source.derive_score", refuse)
+    monkeypatch.setattr("systolic.compiler.derive.derive_chunk", refuse)
+    monkeypatch.setattr("systolic.compiler.derive.derive_score", refuse)
     arguments = ("--prompt", case["prompt"], "--max-new-tokens", 40, "--backend", backend, "--json")
     report = json.loads(cli("run", compiled, *arguments)[1])
     assert report["new_ids"] == case["new_ids"][:40]

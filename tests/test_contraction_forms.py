@@ -32,6 +32,7 @@ from systolic.models.load import load
 from systolic.runner.executable import Executable
 from systolic.runner.options import options_for
 from systolic.runner.program_source import DerivedPrograms
+from systolic.runner.programs import Programs
 
 pytestmark = pytest.mark.optimised
 
@@ -153,7 +154,7 @@ def test_stories_are_told_alike_in_every_form(shared, tmp_path, form, native):
     options = options_for(model)
     backend = XlaBackend("cpu", native=native, forms=forced_table(form))
     source = DerivedPrograms(run_passes(model.graph, options.passes)[-1].graph, options)
-    executable = Executable(model, options, backend, source)
+    executable = Executable(model, options, backend, Programs(source, backend))
     assert executable.generate(case["prompt"], max_new_tokens=60, ignore_eos=True) == case["new_ids"][:60]
 
 
