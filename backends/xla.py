@@ -8,9 +8,9 @@ import operator
 import os
 import platform as host
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,7 @@ from .contractions.kept import kept_table
 from .contractions.table import FormTable
 from .interface import Arrays, Lowered
 from .native.build import load_kernels
-from .native.calls import blank_program
-from .xla_device import XlaDevice, fetch, give_back_memory, run
+from .xla_device import XlaDevice, device_of, fetch, give_back_memory, run
 
 LARGE = 1 << 20  # bytes of zeros that are not made before they are written
 PORTABLE_VERSION = "1.1.0"  # of StableHLO: the first that can scatter into rows side by side
@@ -131,7 +130,7 @@ class XlaBackend:
         roll: str = "auto",
         forms: FormTable | None = None,
     ) -> None:
-        self.device = XlaDevice(platform)
+        self.device = device_of(platform)
         self.alignment = 64 if self.device.platform == "cpu" else 1
         self.cache_directory = default_cache_directory() if cache_directory is None else cache_directory
         self.roll = roll
@@ -139,6 +138,7 @@ class XlaBackend:
         # One place for all, whatever the directory of programs: a process can register a kernel only once.
         self.kernels = load_kernels(default_cache_directory(), processor()) if is_cpu and native else None
         self.forms = (forms or kept_table(self.measured_on)) if is_cpu else None
+        self.loaded: list[Path] = []  # files of compiled programs, in the order in which they were asked for
         self._blanks: dict[TensorType, Any] = {}
 
     @property
@@ -182,6 +182,8 @@ class XlaBackend:
         if self.kernels is None or type_.bytes < LARGE:
             return self.device.place(np.zeros(shape, DTYPES[dtype]))
         if type_ not in self._blanks:
+            from .native.calls import blank_program
+
             self._blanks[type_] = self.compile(blank_program(type_, self.kernels)).executable
         return run(self._blanks[type_], [], self.device.results([type_]))[0]
 
@@ -189,6 +191,7 @@ class XlaBackend:
         """Compiles StableHLO text or a portable artifact, or loads it from the cache."""
         started = time.perf_counter()
         entry = self.cache_directory / f"{self._key(module)}.xla"
+        self.loaded.append(entry)
         executable = self._load(entry)
         from_cache = executable is not None
         if executable is None:
@@ -209,13 +212,26 @@ class XlaBackend:
 
     def _load(self, entry: Path) -> Any | None:
         """The executable stored at ``entry``; None if there is none that this release can load."""
-        data = read_entry(entry)
-        if data is None:
-            return None
-        try:
-            return self.device.load(data)
-        except (RuntimeError, ValueError):
-            return None  # compiling again replaces the entry
+        return self.device.loaded_ahead(entry) or load_entry(self.device, entry)
+
+
+def load_ahead(entries: Iterable[Path]) -> None:
+    """Begins to load compiled programs that are likely to be asked for, where a process runs on a CPU."""
+    device = device_of(None)
+    if device.platform == "cpu":
+        load_kernels(default_cache_directory(), processor())  # which the programs call
+        device.load_ahead({entry: partial(load_entry, device, entry) for entry in entries})
+
+
+def load_entry(device: XlaDevice, entry: Path) -> Any | None:
+    """The executable stored at ``entry``; None if there is none that this release can load."""
+    data = read_entry(entry)
+    if data is None:
+        return None
+    try:
+        return device.load(data)
+    except (RuntimeError, ValueError):
+        return None  # compiling again replaces the entry
 
 
 def _place_of(name: str) -> tuple[bool, str]:

@@ -11,9 +11,11 @@ import ctypes
 import importlib.util
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,12 +62,13 @@ class _Here(xla_client.SingleDeviceSharding):
 
 
 class XlaDevice:
-    """The first device of ``platform`` (``cpu``, ``gpu``, ``tpu``), or of jax's default."""
+    """The first device of a client of jaxlib."""
 
-    def __init__(self, platform: str | None = None) -> None:
-        self._client = _client_of(platform)
+    def __init__(self, client: Any) -> None:
+        self._client = client
         self._device = self._client.local_devices()[0]
         self._where = _Here(self._device)
+        self._ahead: dict[Path, Future[Any]] = {}
 
     @property
     def platform(self) -> str:
@@ -96,6 +99,17 @@ class XlaDevice:
     def load(self, serialised: bytes) -> Any:
         """A serialised executable; RuntimeError or ValueError where another release made it."""
         return self._client.deserialize_executable(serialised, self._devices, self._options)
+
+    def load_ahead(self, loads: Mapping[Path, Callable[[], Any]]) -> None:
+        """Begins to call these, one behind the other; a process waits for them when it ends."""
+        worker = ThreadPoolExecutor(1, "load ahead")
+        self._ahead |= {entry: worker.submit(load) for entry, load in loads.items()}
+        worker.shutdown(wait=False)
+
+    def loaded_ahead(self, entry: Path) -> Any | None:
+        """What was loaded of an entry, once; waits where that has begun."""
+        future = self._ahead.pop(entry, None)
+        return None if future is None else future.result()
 
     def results(self, types: Iterable[TensorType]) -> list[Any]:
         """What makes arrays of results of these types, for ``run``."""
@@ -142,8 +156,18 @@ def fetch(array: Any) -> np.ndarray:
         return array._single_device_array_to_np_array_did_copy()[0]
 
 
-def _client_of(platform: str | None) -> Any:
-    named = platform or os.environ.get("JAX_PLATFORMS", "")
+def device_of(platform: str | None) -> XlaDevice:
+    """The one device of a platform, or of jax's default, that all backends of a process share."""
+    return _device_of(platform, os.environ.get("JAX_PLATFORMS", ""))
+
+
+@cache
+def _device_of(platform: str | None, default: str) -> XlaDevice:
+    return XlaDevice(_client_of(platform, default))
+
+
+def _client_of(platform: str | None, default: str) -> Any:
+    named = platform or default
     if named == "cpu" or (not named and not any(map(importlib.util.find_spec, _PLUGINS))):
         return xla_client.make_cpu_client()
     from jax.extend.backend import get_backend

@@ -35,7 +35,7 @@ from ..models.load import load
 from ..models.model import Model
 from .decode_loop import FEWEST_STOPS
 from .executable import Executable
-from .files import new_directory
+from .files import MANIFEST, new_directory
 from .options import Options
 from .program_source import DerivedPrograms
 from .programs import Programs
@@ -43,7 +43,6 @@ from .sampling.filters import Temperature, TopK, TopP
 from .sampling.programs import loop_program
 from .sampling.structure import Row, Structure, structure_of
 
-MANIFEST = "manifest.json"
 FORMAT = 4
 _TEXT_FILES = (
     "config.json",
@@ -196,11 +195,6 @@ def _file_name(program: str) -> str:
 
 
 # ---- reading ----
-
-
-def is_compiled(path: str | Path) -> bool:
-    """Whether ``path`` is a directory that ``write_compiled`` made."""
-    return (Path(path) / MANIFEST).is_file()
 
 
 def open_compiled(path: Path, backend: str, chosen: Mapping[str, Any], roll: str = "auto") -> Executable:

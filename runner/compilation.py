@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from ..backends import backend_named
 from ..ir.graph import Graph
+from .executable import Executable
 from .last_start import remember_start
 from .options import GRAPH_CAPACITY, options_for
 from .placement import with_kept_weights
@@ -19,7 +21,6 @@ from .programs import Programs
 
 if TYPE_CHECKING:
     from ..models.model import Model
-    from .executable import Executable
 
 
 def compile(
@@ -58,8 +59,6 @@ def compile(
     options = options_for(model, backend, batch, capacity, chunk, state, cache, state_dtype, roll)
     model = model.for_texts_up_to(options.capacity)
     chosen = backend_named(backend, cache, roll)
-    if model.path.is_dir():
-        remember_start(model.path, model.dtype, backend)
     model = with_kept_weights(model, chosen, cache)  # read ahead while programs are made
     store = program_store(model.graph, options, chosen)
 
@@ -69,8 +68,6 @@ def compile(
         return run_passes(model.graph, options.passes)[-1].graph
 
     final = store.keep("simplified", simplified, Graph)
-    programs = Programs(DerivedPrograms(final, options), chosen, store)
-    programs.load_ahead()
-    from .executable import Executable  # meanwhile
-
+    begun = partial(remember_start, model.path, model.dtype, chosen) if model.path.is_dir() else None
+    programs = Programs(DerivedPrograms(final, options), chosen, store, begun)
     return Executable(model, options, chosen, programs)

@@ -11,6 +11,13 @@ from pathlib import Path
 
 from ..ir.errors import SystolicError
 
+MANIFEST = "manifest.json"  # of a directory of compiled programs
+
+
+def is_compiled(path: str | Path) -> bool:
+    """Whether ``path`` is a directory of compiled programs."""
+    return (Path(path) / MANIFEST).is_file()
+
 
 def read_text(file: Path) -> str:
     """The text in a file, line ends as they are; ``SystolicError`` if it cannot be had, or is not UTF-8."""

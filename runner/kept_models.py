@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ..backends.cache import default_cache_directory, read_entry, write_entry
 from ..compiler.collection import paused_collection
 from ..models.embedded import DEFAULT, locate
-from .last_start import begin_as_last
+from .last_start import last_start
 from .package import file_identity, package_digest
 
 if TYPE_CHECKING:
@@ -41,9 +41,11 @@ def load(
     directory = locate(path_or_name)
     if adapter or not directory.is_dir():
         return _read(path_or_name, dtype, adapter)
-    begin_as_last(directory, dtype)
-    from .pickled_models import from_bytes, to_bytes  # NumPy, while something else is loaded
+    last = last_start(directory, dtype)
+    last.begin()
+    from .pickled_models import from_bytes, to_bytes  # NumPy, meanwhile
 
+    last.load_programs()
     entry = default_cache_directory() / f"{_digest(directory, dtype)}{ENDING}"
     content = read_entry(entry)
     if content is not None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from threading import Lock, RLock, Thread
+from threading import Lock, RLock
 from types import ModuleType
 from typing import Generic, TypeVar
 
@@ -22,7 +21,6 @@ from .sampling.structure import Structure
 
 Result = TypeVar("Result")
 Report = Callable[[int, int], None]
-_LAST = "last start"  # the names of the programs that it began with
 
 
 @dataclass(frozen=True)
@@ -201,26 +199,6 @@ class LoweredPrograms(ProgramTable[Lowered]):
                 self._made[key] = lowered
             return self._made[key]
 
-    def of_last_start(self) -> list[Lowered]:
-        """The programs that the last start began with, as far as they are kept."""
-        if self.store is None:
-            return []
-        found = []
-        for key in self.store.find(_LAST, tuple) or ():
-            with self._lock:
-                lowered = self._made.get(key) or self.store.find(key, Lowered)
-                if lowered is not None:
-                    self._made[key] = lowered
-                    self.seconds.setdefault(lowered, 0.0)
-                    found.append(lowered)
-        return found
-
-    def remember_start(self, begun: Collection[Lowered]) -> None:
-        """Has the next start begin with these programs."""
-        keys = tuple(key for key, lowered in self._made.items() if lowered in begun)
-        if self.store is not None and self.store.find(_LAST, tuple) != keys:
-            self.store.put(_LAST, keys)
-
     @cached_property
     def states(self) -> tuple[State, ...]:
         return self.keep("states", lambda: self._origin.states, tuple)
@@ -240,15 +218,23 @@ class LoweredPrograms(ProgramTable[Lowered]):
 
 
 class Programs(ProgramTable[Prepared]):
-    """Prepared programs. Iterating yields what has been made, in that order."""
+    """Prepared programs. Iterating yields what has been made, in that order.
 
-    def __init__(self, origin: ProgramSource, backend: Backend, store: ProgramStore | None = None) -> None:
+    ``begun`` is called once, when all that a first text takes has been prepared.
+    """
+
+    def __init__(
+        self,
+        origin: ProgramSource,
+        backend: Backend,
+        store: ProgramStore | None = None,
+        begun: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__(origin)
         self.lowered = LoweredPrograms(origin, backend, store)
         self._made: dict[Lowered, Made] = {}
-        self._ahead: dict[Lowered, Prepared] = {}  # what nobody has asked for yet
         self._locks: dict[Lowered, Lock] = {}
-        self._is_begun = False
+        self._begun = begun
 
     def __iter__(self) -> Iterator[Made]:
         return iter(tuple(self._made.values()))
@@ -282,8 +268,7 @@ class Programs(ProgramTable[Prepared]):
 
         ``report`` is told how many are ready, and of how many. Raises what a compilation raises.
         """
-        wanted = tuple(dict.fromkeys(wanted))
-        missing = [lowered for lowered in wanted if lowered not in self._made]
+        missing = [lowered for lowered in dict.fromkeys(wanted) if lowered not in self._made]
         if report is None and not missing:
             return
         missing.sort(key=lambda lowered: len(lowered.text), reverse=True)
@@ -297,21 +282,9 @@ class Programs(ProgramTable[Prepared]):
                 finished.result()
                 if report is not None:
                     report(ready, len(missing))
-        if not self._is_begun:
-            self._is_begun = True
-            self.lowered.remember_start(wanted)
-
-    def load_ahead(self) -> None:
-        """Begins to load what the last start began with; a process waits for it when it ends."""
-        if self.lowered.store is not None:
-            Thread(target=self._load_ahead, name="load programs").start()
-
-    def _load_ahead(self) -> None:
-        with suppress(Exception):  # what fails is told when it is asked for
-            for lowered in self.lowered.of_last_start():
-                with self._locks.setdefault(lowered, Lock()):
-                    if lowered not in self._made:
-                        self._ahead[lowered] = self.lowered.backend.load(lowered)
+        if self._begun is not None:
+            self._begun()
+            self._begun = None
 
     def _get(self, kind: str, size: int, source: int, make: Callable[[], Program]) -> Prepared:
         return self._load(self.lowered._get(kind, size, source, make))
@@ -321,7 +294,7 @@ class Programs(ProgramTable[Prepared]):
         with self._locks.setdefault(lowered, Lock()):
             if lowered not in self._made:
                 started = time.perf_counter()
-                prepared = self._ahead.pop(lowered, None) or self.lowered.backend.load(lowered)
+                prepared = self.lowered.backend.load(lowered)
                 seconds = self.lowered.seconds[lowered] + time.perf_counter() - started
                 from_cache = getattr(prepared, "from_cache", False)  # only what is compiled can be cached
                 self._made[lowered] = Made(prepared, seconds, from_cache)

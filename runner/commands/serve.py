@@ -52,7 +52,7 @@ def serve(
         from ..server.service import Service
     except ModuleNotFoundError as error:
         raise SystolicError(f"systolic serve needs {error.name}: pip install 'systolic[server]'") from None
-    from ..artifacts import is_compiled
+    from ..files import is_compiled
     from ..locate import open_executable
 
     rows = 8 if batch is None and not is_compiled(model) else batch
