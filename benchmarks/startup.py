@@ -1,14 +1,15 @@
 """From nothing to the first token: seconds and peak memory of a new process, beside reading the weights.
 
     python -m benchmarks.startup [--model llama-0.5b] [--peers transformers,llama.cpp] [--rounds 3]
-                                 [--dtype f32] [--cold] [--json] [--out FILE]
+                                 [--dtype f32] [--cold] [--parts] [--json] [--out FILE]
 
 Each contestant is a process of its own that loads the checkpoint as its users do, reads a short prompt and
 chooses one token; compiled programs, and weights that were made of the checkpoint, are in the cache from a
 round that is not counted. *Reading* is a process that only reads the file of the weights, with as many
 threads. ``--dtype`` is what we keep the weights as. By default the files are in the system's cache of pages;
 with ``--cold`` they are dropped from it before each process. Peak memory is all that was resident at once,
-pages of mapped files included, as a multiple of the weights' bytes in the file.
+pages of mapped files included, as a multiple of the weights' bytes in the file. ``--parts`` shows instead what
+our seconds are spent on.
 """
 
 from __future__ import annotations
@@ -82,6 +83,22 @@ token = next(model.generate({PROMPT}, temp=0.0))
 """,
 }
 
+# The same as ours, step by step: what was done, and when, by the clock of the machine.
+STEPS = f"""
+import sys, time
+times = [("Python", time.time())]
+def done(what): times.append((what, time.time()))
+import systolic as sy
+load = sy.load; done("this package, as far as it is needed to find a model")
+model = load(sys.argv[1], sys.argv[2]); done("the model: NumPy, jaxlib, the signature of its graph")
+executable = sy.compile(model); done("an executable")
+asked = dict(max_new_tokens=1, ignore_eos=True)
+executable.prepare({len(PROMPT)}, **asked); done("its programs, as far as they are not loaded yet")
+executable.parameters; done("weights, used where they are mapped")
+executable.generate({PROMPT}, **asked); done("the prompt, and the token")
+print(*(f"{{what}}\\t{{at}}" for what, at in times), sep="\\n")
+"""
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -139,6 +156,22 @@ def first_token(name: str, path: Path, threads: int, dtype: str) -> tuple[float,
     if not peak:
         raise SystemExit(f"{name} cannot load {path}")
     return seconds, int(token), int(peak)
+
+
+def parts(model: str, *, rounds: int, threads: int, dtype: str) -> dict[str, list[float]]:
+    """Seconds of each step of a start of ours, one number for each round."""
+    folder = store(model, (), threads).files[OURS]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    found: dict[str, list[float]] = {}
+    for round_ in range(rounds + 1):
+        before = time.time()
+        command = [sys.executable, "-W", "ignore", "-c", STEPS, str(folder), dtype]
+        said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+        for what, at in (line.split("\t") for line in said.splitlines()):
+            if round_:  # the first compiles
+                found.setdefault(what, []).append(float(at) - before)
+            before = float(at)
+    return found
 
 
 def drop_pages(path: Path) -> None:
@@ -212,7 +245,12 @@ def main() -> None:
     parser = parser_for(__doc__ or "", model="llama-0.5b", peers="transformers,llama.cpp", rounds=3)
     parser.add_argument("--cold", action="store_true", help="drop the files from the cache of pages first")
     parser.add_argument("--dtype", default="f32", help="what we keep the weights as (default: f32)")
+    parser.add_argument("--parts", action="store_true", help="show what our seconds are spent on")
     options = parser.parse_args()
+    if options.parts:
+        steps = parts(options.model, rounds=options.rounds, threads=options.threads, dtype=options.dtype)
+        print(markdown(["", "seconds"], [[what, spread(seconds, 3)] for what, seconds in steps.items()]))
+        return
     record = measure(
         options.model,
         peers_of(options),

@@ -218,7 +218,8 @@ def loop_of(executable: Executable, prompt: int, generation: Generation, source:
     names = token_and_logits(executable)
     loop, recall = loop_programs(executable.programs.lowered, names, structure, len(ends), source, states)
     first = first_programs(executable, structure, [prompt])
-    return [*first, loop] if recall is None else [*first, loop, recall]
+    wanted = [*first, recall, loop if generation.max_new_tokens > 1 or not first else None]
+    return [program for program in wanted if program is not None]
 
 
 def _stop_table(executable: Executable, generation: Generation) -> np.ndarray | None:

@@ -178,7 +178,7 @@ def test_a_stop_string_ends_its_row_in_the_loop(shared, backend, monkeypatch):
         seen.add((tuple(s.token for s in steps), "".join(s.text for s in steps), steps[-1].finish_reason))
     ((tokens, text, reason),) = seen
     assert (text, reason) == (", there was a little ", "stop")
-    monkeypatch.setattr("systolic.runner.generate.stop_table", lambda *arguments: None)
+    monkeypatch.setattr("systolic.runner.stop_automaton.stop_table", lambda *arguments: None)
     assert executable.generate(case["prompt"], **settings) == list(tokens)  # the host sees the same
 
 
