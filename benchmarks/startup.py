@@ -8,8 +8,8 @@ chooses one token; compiled programs, and weights that were made of the checkpoi
 round that is not counted. *Reading* is a process that only reads the file of the weights, with as many
 threads. ``--dtype`` is what we keep the weights as. By default the files are in the system's cache of pages;
 with ``--cold`` they are dropped from it before each process. Peak memory is all that was resident at once,
-pages of mapped files included, as a multiple of the weights' bytes in the file. ``--parts`` shows instead what
-our seconds are spent on.
+pages of mapped files included, as a multiple of the weights' bytes in the file. ``--parts`` shows instead
+what our seconds are spent on.
 """
 
 from __future__ import annotations

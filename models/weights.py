@@ -8,15 +8,12 @@ What does not fit is one sentence that names the file and the tensor.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import mmap
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from io import FileIO
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -26,13 +23,13 @@ import numpy as np
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph
 from ..ir.types import DTYPES, TensorType
+from .read_ahead import read_ahead
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ALIGNMENT = 64  # bytes; of what is made here, so that any backend can use it where it is
 _BLOCK = 1 << 18  # values that are converted at a time: about what the caches of a core hold
 _LARGE_PAGE = 1 << 21  # bytes
-_LOOKS = 16  # at whether a file is in memory
 _OWN_PAGES = 1 << 20  # bytes of an array from which on it gets pages of its own
 _STORED_FLOATS = {"F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16"}
 STORED = {**_STORED_FLOATS, "I8": "i8", "U8": "u8"}  # the types of files that are read, and ours
@@ -230,39 +227,6 @@ def _stored(path: Path, mapped: mmap.mmap, start: int, entry: Mapping) -> Stored
     first, last = (start + offset for offset in entry["data_offsets"])
     data = np.frombuffer(mapped, np.uint8)[first:last]
     return StoredTensor(path, data, tuple(entry["shape"]), entry["dtype"], mapped=mapped, offset=first)
-
-
-def read_ahead(paths: Iterable[Path]) -> Thread:
-    """Has files read into the system's cache by a thread, while something else is done.
-
-    Advice to the system (WILLNEED) would have the same purpose, but reads a small part only.
-    """
-    reader = Thread(target=_read_through, args=(tuple(paths),), name="read ahead", daemon=True)
-    reader.start()
-    return reader
-
-
-def _read_through(paths: Iterable[Path]) -> None:
-    """Reads files and keeps nothing; what cannot be read is an error for those who want it."""
-    for path in paths:
-        with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
-            if not _is_in_memory(file):
-                buffer = bytearray(1 << 24)
-                while file.readinto(buffer):
-                    pass
-
-
-def _is_in_memory(file: FileIO) -> bool:
-    """Whether the system has all of a file in its cache, as far as a few looks show."""
-    if not hasattr(os, "RWF_NOWAIT"):
-        return False
-    size, page = os.fstat(file.fileno()).st_size, bytearray(mmap.PAGESIZE)
-    try:
-        for at in range(0, size, max(1, size // _LOOKS)):
-            os.preadv(file.fileno(), [page], at, os.RWF_NOWAIT)
-    except OSError:  # it would have to wait, or cannot say
-        return False
-    return True
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

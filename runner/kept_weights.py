@@ -29,7 +29,8 @@ from ..ir.graph import Graph
 from ..ir.types import DTYPES
 from ..models import quantised, weights
 from ..models.quantised import QuantisedWeights
-from ..models.weights import ALIGNMENT, STORED, StoredTensor, Weights, read_ahead, read_file
+from ..models.read_ahead import read_ahead
+from ..models.weights import ALIGNMENT, STORED, StoredTensor, Weights, read_file
 
 LIMIT, DEFAULT_LIMIT = "SYSTOLIC_WEIGHT_CACHE", 64 << 30
 ENDING = ".weights"
