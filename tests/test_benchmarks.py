@@ -55,6 +55,17 @@ def test_jax_by_hand_has_a_ring_and_rows(mistral, prompt):
     np.testing.assert_array_equal(texts("jax", mistral, setting, prompt, 40), ours)
 
 
+def test_jax_by_hand_copies_no_cache(mistral):
+    """A step writes into what it was given: a program that copies its caches would be too easy to beat."""
+    jax = prepare("jax", mistral, Setting(capacity=96))
+    jax.prefill(mistral.prompts(1, 20))
+    given = jax._weights, jax._cache, jax._token, jax._position, 5
+    text = jax._steps.lower(*given).compile().as_text()
+    shape = ",".join(map(str, jax._cache[0][0].shape))
+    assert f"f32[{shape}]" in text
+    assert [line for line in text.splitlines() if f"f32[{shape}]" in line and " copy(" in line] == []
+
+
 @pytest.mark.parametrize("peer", ["jax", "transformers"])
 @pytest.mark.parametrize("model", ["mamba-tiny", "lstm-tiny"])
 def test_peers_of_recurrent_models_say_the_same(model, peer):
@@ -86,8 +97,9 @@ def test_a_peer_says_the_same(model, peer):
     np.testing.assert_array_equal(texts(peer, subject, setting, 9, 12), texts(OURS, subject, setting, 9, 12))
 
 
-@pytest.mark.parametrize("model", ["llama-tiny", "gpt2-tiny", "mamba-tiny"])
-@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+@pytest.mark.parametrize(
+    ("model", "dtype"), [("llama-tiny", "bf16"), ("gpt2-tiny", "int8"), ("mamba-tiny", "bf16")]
+)
 def test_jax_by_hand_keeps_weights_in_fewer_bits(model, dtype):
     """Vectors are cut into two numbers of few bits, so that nothing but the weights is rounded."""
     subject, setting = load_subject(model), Setting(dtype, capacity=64)

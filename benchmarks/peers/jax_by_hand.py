@@ -1,6 +1,6 @@
 """A good hand-written JAX program for Llama-like models, as one writes it without a compiler for it.
 
-Unrolled over layers; queries, keys and values are one product, gate and up another; caches [B, H, S, D], one
+Unrolled over layers; queries, keys and values are one product, gate and up another; caches [B·H, S, D], one
 for each layer, donated, never reallocated but when they are full: then they double, so a step reads at most
 twice what is used. A sliding window has a ring of exactly its size. Queries of a group share a product.
 Tokens are chosen and fed back on the device, up to 64 in one call. Prompts are one call, with blocks of
@@ -65,7 +65,7 @@ class JaxByHand:
     def _room(self) -> int:
         """How many positions fit into the cache, which grows if there are none."""
         slots = self._slots(self._seen + 1)
-        if slots > self._cache[0][0].shape[2]:
+        if slots > self._cache[0][0].shape[1]:
             self._cache = self._grow(self._cache, slots)
         if self._has_ring and slots == self._capacity:
             return TOKENS_PER_CALL
