@@ -49,7 +49,7 @@ def _judged(name: str, seconds: int) -> Table:
     return Table(row.module, row.options.format(model=judged.MODEL, rounds=ROUNDS), seconds)
 
 
-DECODE = "--tokens 32 --rounds 3"
+DECODE = "--tokens 16 --rounds 3"
 TABLES: Mapping[str, Table] = {
     "f32": _judged("f32", 90),
     "bf16": _judged("bf16", 60),

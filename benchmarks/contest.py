@@ -244,7 +244,7 @@ def parser_for(doc: str, **defaults: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--rounds", type=int, default=options["rounds"])
     parser.add_argument("--threads", type=int, default=machine.THREADS)
-    parser.add_argument("--device", choices=machine.DEVICES, default="cpu", help="where all of them run")
+    machine.add_device(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     return parser

@@ -24,6 +24,7 @@ import numpy as np
 import systolic as sy
 
 from .contest import markdown, spread
+from .machine import add_device, choose
 from .subjects import llama_config, random_weights
 
 CHAINS = {
@@ -99,7 +100,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
+    add_device(parser)
     options = parser.parse_args()
+    choose(options.device)
     times = run(options)
     if options.out is not None:
         options.out.write_text(json.dumps(times) + "\n", encoding="utf-8")

@@ -98,7 +98,13 @@ def _draw(type_: TensorType, random: np.random.Generator) -> np.ndarray:
 
 
 def measure(
-    model: str, dtype: str, states: Sequence[str], used: Sequence[int], batch: int, rounds: int
+    model: str,
+    dtype: str,
+    states: Sequence[str],
+    used: Sequence[int],
+    batch: int,
+    rounds: int,
+    device: str = "cpu",
 ) -> Record:
     """Steps of all state dtypes at all used lengths, in turn; the first round is not counted."""
     subject = load_subject(model)
@@ -118,7 +124,7 @@ def measure(
             if round_:
                 found.append(taken)
         if round_:
-            bandwidth.append(machine.read_bandwidth(0.2))
+            bandwidth.append(machine.read_bandwidth(0.2, device))
     rows = []
     for (name, length), found in seconds.items():
         size = batch * steppers[name].bytes_per_position
@@ -165,10 +171,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
+    machine.add_device(parser)
     options = parser.parse_args()
+    machine.choose(options.device)
     used = [int(length) for length in options.used.split(",")]
     record = measure(
-        options.model, options.dtype, options.states.split(","), used, options.batch, options.rounds
+        options.model,
+        options.dtype,
+        options.states.split(","),
+        used,
+        options.batch,
+        options.rounds,
+        options.device,
     )
     text = json.dumps(asdict(record), indent=1)
     if options.out is not None:

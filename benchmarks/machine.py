@@ -5,6 +5,7 @@ A device is ``cpu``, or ``gpu``: the first that jax has.
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import time
@@ -24,6 +25,11 @@ READ_BYTES = {"cpu": 1 << 28, "gpu": 1 << 31}  # read at once: more than caches 
 MATRIX = {"cpu": 2048, "gpu": 8192}  # a side of the matrices whose product is timed
 DEVICES = tuple(READ_BYTES)
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda"}  # what jax calls them
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The option of where programs run, for ``choose``."""
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="where programs run (default: cpu)")
 
 
 def choose(device: str) -> None:

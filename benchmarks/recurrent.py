@@ -15,13 +15,13 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from . import decode, prefill
 from .contest import command_line, markdown, peers_of, ratio_cells, spread
-from .machine import THREADS
+from .machine import THREADS, add_device, choose
 from .peers import Setting
 from .peers.ours import prepare
 from .subjects import Subject, load_subject
@@ -51,12 +51,12 @@ def far_into_a_text(
 def measure(name: str, options: argparse.Namespace, positions: Sequence[int]) -> dict[str, Any]:
     """All that is measured of one model."""
     subject, peers = load_subject(name), peers_of(options)
-    setting = Setting(capacity=1024, threads=options.threads)
+    setting = Setting(capacity=1024, threads=options.threads, device=options.device)
     read = prefill.measure(subject, peers, [setting], length=options.prompt, rounds=options.rounds)
     steps = decode.measure(subject, peers, [setting], prompt=16, tokens=options.tokens, rounds=options.rounds)
     far = {}
     if positions:
-        room = Setting(capacity=max(positions) + options.tokens + 1, threads=options.threads)
+        room = replace(setting, capacity=max(positions) + options.tokens + 1)
         far = far_into_a_text(subject, room, positions, options.tokens, options.rounds)
     return {"model": name, "prefill": asdict(read), "decode": asdict(steps), "far": far}
 
@@ -101,7 +101,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
+    add_device(parser)
     options = parser.parse_args()
+    choose(options.device)
     positions = [] if options.positions == "none" else [int(p) for p in options.positions.split(",")]
     found = [measure(name, options, positions) for name in options.models.split(",")]
     record = json.dumps({"command": command_line(), "models": found}, indent=1)

@@ -23,6 +23,7 @@ import numpy as np
 import systolic as sy
 
 from .contest import markdown, spread
+from .machine import add_device, choose
 
 
 def prompts_for(model: sy.Model, count: int, length: int) -> list[list[int]]:
@@ -119,7 +120,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
+    add_device(parser)
     options = parser.parse_args()
+    choose(options.device)
     model = sy.load(options.model)
     rates = measure_throughput(model, options)
     load = {share: measure_load(model, options, share) for share in options.prompt_tokens}

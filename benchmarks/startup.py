@@ -14,6 +14,7 @@ what our seconds are spent on.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -247,8 +248,12 @@ def main() -> None:
     parser.add_argument("--dtype", default="f32", help="what we keep the weights as (default: f32)")
     parser.add_argument("--parts", action="store_true", help="show what our seconds are spent on")
     options = parser.parse_args()
+    if options.device != "cpu":
+        raise SystemExit("a start is measured against reading files into memory: on a CPU only")
     if options.parts:
         steps = parts(options.model, rounds=options.rounds, threads=options.threads, dtype=options.dtype)
+        if options.out is not None:
+            options.out.write_text(json.dumps({"seconds": steps}, indent=1) + "\n", encoding="utf-8")
         print(markdown(["", "seconds"], [[what, spread(seconds, 3)] for what, seconds in steps.items()]))
         return
     record = measure(
