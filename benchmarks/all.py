@@ -50,6 +50,7 @@ def _judged(name: str, seconds: int) -> Table:
 
 
 DECODE = "--tokens 16 --rounds 3"
+OF_1B = "--model llama-1b --tokens 12 --rounds 3"  # a process for each dtype, or memory is short
 TABLES: Mapping[str, Table] = {
     "f32": _judged("f32", 90),
     "bf16": _judged("bf16", 60),
@@ -63,8 +64,8 @@ TABLES: Mapping[str, Table] = {
     "window": _judged("window", 170),
     "decode-0.1b": Table("decode", f"--model llama-0.1b --dtypes f32,bf16,int8 {DECODE}", 150),
     "prefill-0.1b": Table("prefill", "--model llama-0.1b --dtypes f32,bf16 --prompt 512 --rounds 3", 100),
-    "1b-bf16": Table("decode", "--model llama-1b --dtypes bf16 --tokens 12 --rounds 3", 150),
-    "1b-int8": Table("decode", "--model llama-1b --dtypes int8 --tokens 12 --rounds 3", 120),
+    "1b-bf16": Table("decode", f"{OF_1B} --dtypes bf16 --peers jax,transformers,llama.cpp", 150),
+    "1b-int8": Table("decode", f"{OF_1B} --dtypes int8 --peers jax,llama.cpp,onnxruntime,openvino", 150),
     "gpt2": Table("decode", f"--model gpt2 --dtypes f32,bf16 {DECODE}", 120),
     "prefill-gpt2": Table("prefill", "--model gpt2 --dtypes f32 --prompt 512 --rounds 3", 80),
     "mamba": Table("decode", f"--model mamba-130m --dtypes f32,bf16,int8 {DECODE}", 120),
