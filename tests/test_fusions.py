@@ -191,3 +191,23 @@ def test_parts_of_integers_stay_with_xla(native):
     assert "@systolic_fuse" in native.prepare(program).text
     got, want = (b.prepare(program).run({}, inputs, {})[0] for b in (native, NumpyBackend()))
     np.testing.assert_array_equal(native.fetch(got["half"]), want["half"])
+
+
+# ---- the chosen token ----
+
+
+@pytest.mark.parametrize("size", [1024, 1500, 32003])
+def test_the_place_of_the_largest(native, size):
+    """The first one of several, wherever it stands; what is not a number is the largest, as in NumPy."""
+    rows = 12
+    x = np.random.default_rng(0).standard_normal((rows, 1, size), np.float32)
+    for row, places in enumerate([[0], [size - 1], [15], [16], [63, 64], [7, 900], [1000, 1001]]):
+        x[row, 0, places] = 9.0
+    x[7], x[8] = -np.inf, 1.0
+    x[9, 0, [5, 800]], x[10, 0, size - 1], x[11, 0, 700] = np.nan, np.nan, np.inf
+    program = chunk_program(sy.trace(lambda x: sy.argmax(x), x=f"f32[{size}]"), rows=rows)
+    prepared = native.prepare(program)
+    assert "@systolic_argmax" in prepared.text
+    inputs = {"x": x, "offset": np.zeros(rows, np.int32), "length": np.ones(rows, np.int32)}
+    got = native.fetch(prepared.run({}, inputs, {})[0]["output"])
+    np.testing.assert_array_equal(got, np.argmax(x, axis=-1))

@@ -38,7 +38,7 @@ FLAGS = (
 )
 NAMES = ("project", "attend", "attend_scaled", "recur", "select", "advance", "cosine", "sine", "fuse")
 LAYER_NAMES = ("take_layer", "put_layer", "write_layer")
-STATE_NAMES = ("blank",)
+PLAIN_NAMES = ("blank", "argmax")  # not called in loops over layers
 
 
 def load_kernels(directory: Path, processor: str) -> Kernels | None:
@@ -55,7 +55,7 @@ def load_kernels(directory: Path, processor: str) -> Kernels | None:
     mark_used(library)
     try:
         loaded = ctypes.CDLL(str(library))
-        targets = {f"systolic_{name}": kernels.target(name) for name in (*NAMES, *LAYER_NAMES, *STATE_NAMES)}
+        targets = {f"systolic_{name}": kernels.target(name) for name in (*NAMES, *LAYER_NAMES, *PLAIN_NAMES)}
         targets |= {f"systolic_{name}{FOR_LAYER}": kernels.target(name) + FOR_LAYER for name in NAMES}
         for symbol, target in targets.items():
             register_kernel(target, getattr(loaded, symbol))

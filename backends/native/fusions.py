@@ -22,6 +22,7 @@ from .instructions import OPERATIONS, REDUCTIONS, Code
 
 COSTLY = {"exp", "log1p", "tanh", "sigmoid", "erf"}  # of which XLA makes scalar code, or slower one
 FEWEST_COSTLY = 1 << 10  # elements
+LONGER_SUMS = 8  # values that are only added up, or compared, may be so many times as large
 VIEWS = {"reshape", "slice", "transpose", "broadcast_to"}  # the elements of another value, in place
 
 
@@ -139,7 +140,8 @@ def _is_small(node: Node, largest: int) -> bool:
         node.type.dtype == "f32"
         and _axes(node) <= 4
         and all(root.tensor.dtype == kind for root, kind in zip(roots, kinds, strict=True))
-        and max(x.tensor.size for x in (node, *node.sources, *roots)) <= largest
+        and max(x.tensor.size for x in (node, *node.sources, *roots))
+        <= largest * (LONGER_SUMS if node.op.name in REDUCTIONS else 1)
     )
 
 

@@ -1,6 +1,7 @@
 // Kernels that XLA calls through its foreign function interface (CPU, one process): all of them, as one library.
 
 #include "angles.h"
+#include "argmax.h"
 #include "attend.h"
 #include "blank.h"
 #include "fuse.h"

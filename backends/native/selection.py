@@ -1,4 +1,4 @@
-"""Which nodes of a program native kernels compute, beside products: attention, recurrences and angles.
+"""Which nodes of a program native kernels compute, beside products: attention, recurrences, angles, choices.
 
 Attention is found by its shape, whatever model it is from: scores of queries with a state, scaled, maybe
 bounded, hidden by a mask, normalised, and mixed with another state. Its kernel reads only what the mask lets
@@ -25,6 +25,7 @@ from .fusions import select_fusions
 from .recurrences import select_recurrence
 
 ANGLES = {"cos": "cosine", "sin": "sine"}  # kernels of ops
+LONG_ROW = 1 << 10  # numbers
 
 
 def select(
@@ -46,6 +47,8 @@ def select(
             found = select_recurrence(node, kernels)
         elif node.op.name in ANGLES and node.tensor.dtype == "f32":
             found = _of_angles(node, kernels)
+        elif node.op.name == "argmax":
+            found = _argmax(node, kernels)
         if found is not None:
             chosen[node] = found
     return chosen | select_fusions(needed_nodes(nodes, outputs, chosen), outputs, chosen, kernels)
@@ -57,6 +60,19 @@ def _of_angles(node: Node, kernels: Kernels) -> Selected:
 
     def lower(block: Block, node: Node, angles: Value) -> Value:
         return call_kernel(block, target, (angles,), node.tensor, "")
+
+    return Selected(node.sources, lower)
+
+
+def _argmax(node: Node, kernels: Kernels) -> Selected | None:
+    """The place of the largest number in long rows, which XLA goes through four times."""
+    (source,) = node.sources
+    is_long = node.params["axis"] == source.tensor.rank - 1 and source.tensor.static_shape[-1] >= LONG_ROW
+    if source.tensor.dtype != "f32" or not is_long:
+        return None
+
+    def lower(block: Block, node: Node, x: Value) -> Value:
+        return call_kernel(block, kernels.target("argmax"), (x,), node.tensor, "")
 
     return Selected(node.sources, lower)
 
