@@ -247,4 +247,6 @@ def processor() -> str:
         pairs = (line.partition(":")[::2] for line in lines)
         described = {key.strip(): value.strip() for key, value in pairs}
     shown = [described.get(key, "") for key in ("model name", "flags", "Features")]
-    return "\n".join([host.machine(), host.processor(), *shown])
+    if not any(shown):
+        shown = [host.processor()]  # asks a program of the system, which takes as long as loading a library
+    return "\n".join([host.machine(), *shown])
