@@ -57,6 +57,7 @@ TABLES: Mapping[str, Table] = {
     "int8": _judged("int8", 50),
     "prefill": _judged("prefill", 180),
     "startup": _judged("startup", 45),
+    "parts": Table("startup", "--parts --rounds 5", 15),
     "batch": _judged("batch", 50),
     "capacity": _judged("capacity", 40),
     "overhead": _judged("overhead", 25),
