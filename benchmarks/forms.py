@@ -24,6 +24,7 @@ from systolic.compiler.pipeline import run_passes
 from systolic.runner.executable import Executable
 from systolic.runner.options import options_for
 from systolic.runner.program_source import DerivedPrograms
+from systolic.runner.programs import Programs
 
 from .contest import REST, markdown, spread
 from .peers.ours import Ours, with_weights_as
@@ -76,7 +77,7 @@ def with_backend(model: sy.Model, backend: XlaBackend) -> Executable:
     options = options_for(model, capacity=min(CAPACITY, model.context_length))
     model = model.for_texts_up_to(options.capacity)
     source = DerivedPrograms(run_passes(model.graph, options.passes)[-1].graph, options)
-    return Executable(model, options, backend, source)
+    return Executable(model, options, backend, Programs(source, backend))
 
 
 def turn(case: Case) -> Callable[[Ours], float]:

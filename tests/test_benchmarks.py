@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import all as everything
-from benchmarks import contest, decode, judged, memory, pages, rolling, startup
+from benchmarks import contest, decode, forms, judged, memory, pages, rolling, startup
 from benchmarks.peers import OURS, Setting, Unavailable, prepare
 from benchmarks.subjects import Subject, load_subject
 
@@ -267,3 +267,12 @@ def test_small_and_large_pages_are_read_by_turns():
     rates = pages.measure(1 << 20, rounds=2)
     assert [len(found) for found in rates.values()] == [2, 2]
     assert pages.table(rates).splitlines()[2].startswith("| large | ")
+
+
+def test_a_table_of_forms_is_held_against_one_form_for_all():
+    case = forms.Case("llama-tiny", "f32", prompt=8, tokens=2, native=False)
+    found = forms.measure(case, rounds=2)
+    assert list(found) == ["table", "dot"]
+    assert [len(seconds) for seconds in found.values()] == [2, 2]
+    row = forms.table([case], [found]).splitlines()[2]
+    assert row.startswith("| llama-tiny, f32, 2 steps, without kernels | `dot` | ")
