@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..compiler.chunks import ChunkSeconds
 from ..compiler.program import Program
+from ..ir.graph import Graph
 
 Arrays = Mapping[str, Any]  # device arrays or NumPy arrays, by name
 
@@ -55,6 +57,10 @@ class Backend(Protocol):
     @property
     def lowering(self) -> str:
         """What the text of a program depends on, beside the program."""
+
+    def chunk_seconds(self, graph: Graph, rows: int, capacity: int) -> ChunkSeconds:
+        """Predicts what chunks of a per-token graph take, for so many rows with states of ``capacity``
+        positions; in what chunks prompts are read follows from it."""
 
     def lower(self, program: Program) -> Lowered:
         """Writes a program in the words of this backend."""

@@ -17,7 +17,9 @@ from typing import Any
 import jaxlib
 import numpy as np
 
+from ..compiler.chunks import ChunkSeconds, nominal_seconds
 from ..compiler.program import STATE_PREFIX, Program
+from ..ir.graph import Graph
 from ..ir.types import DTYPES, TensorType
 from .cache import default_cache_directory, read_entry, write_entry
 from .contractions.kept import kept_table
@@ -153,6 +155,15 @@ class XlaBackend:
         """What the seconds in a table of forms depend on."""
         kernels = self.kernels.version if self.kernels else ""
         return "\n".join([jaxlib.__version__, kernels, str(os.cpu_count()), processor()])
+
+    def chunk_seconds(self, graph: Graph, rows: int, capacity: int) -> ChunkSeconds:
+        """On a CPU from the table of measured products, elsewhere nominal."""
+        if self.forms is None:
+            return nominal_seconds(rows)
+        from .contractions.chunk_seconds import chunk_seconds  # what was chosen once needs none of it
+
+        has_kernels = self.kernels is not None
+        return chunk_seconds(graph, self.forms, rows=rows, capacity=capacity, has_kernels=has_kernels)
 
     def lower(self, program: Program) -> Lowered:
         """The program as StableHLO."""

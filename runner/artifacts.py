@@ -24,6 +24,7 @@ from ..backends.native import Kernels
 from ..backends.native.layers import describe_layers
 from ..backends.numpy_source import emit_numpy
 from ..backends.stablehlo import emit_stablehlo
+from ..compiler.chunks import Chunk
 from ..compiler.pipeline import run_passes
 from ..compiler.program import STATE_PREFIX, Program, State
 from ..ir.dumps.json_form import from_json, to_json
@@ -43,7 +44,7 @@ from .sampling.filters import Temperature, TopK, TopP
 from .sampling.programs import loop_program
 from .sampling.structure import Row, Structure, structure_of
 
-FORMAT = 4
+FORMAT = 5
 _TEXT_FILES = (
     "config.json",
     "generation_config.json",
@@ -104,7 +105,7 @@ def _programs(source: DerivedPrograms, options: Options) -> list[tuple[str, int,
     programs: list[tuple[str, int, Program]] = []
     lengths = source.source_lengths[::-2][::-1] or (0,)
     for length in lengths:
-        chunks = [("chunk", source.chunk(size, length or None)) for size in options.chunks]
+        chunks = [("chunk", source.chunk(size, length or None)) for size in options.chunk_sizes]
         sources = [("source", source.source(length)), ("encode", source.encode(length))] if length else []
         loops = [("generate", loop) for loop in _loops(chunks[0][1])]
         programs += [(kind, length, _named(program, length)) for kind, program in [*chunks, *sources, *loops]]
@@ -164,7 +165,13 @@ def _options_to_json(options: Options) -> dict[str, Any]:
     """What the programs depend on; backend, cache and rolling are the choice of whoever runs them."""
     names = ("batch", "capacity", "chunk", "state", "state_dtype", "source_capacity")
     values = {name: getattr(options, name) for name in names}
+    values["chunks"] = [[chunk.size, chunk.seconds] for chunk in options.chunks]
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _options_from_json(backend: str, values: Mapping[str, Any], roll: str) -> Options:
+    chunks = tuple(Chunk(size, seconds) for size, seconds in values["chunks"])
+    return Options(backend, **{**values, "chunks": chunks}, roll=roll)
 
 
 def _state_to_json(state: State) -> dict[str, Any]:
@@ -208,7 +215,7 @@ def open_compiled(path: Path, backend: str, chosen: Mapping[str, Any], roll: str
         fixed = manifest["dtype"] if name == "dtype" else manifest["options"][name]
         if value is not None and value != fixed:
             raise SystolicError(f"{path} was compiled for {name} {fixed} and cannot run with {value}")
-    options = Options(backend, **manifest["options"], roll=roll)
+    options = _options_from_json(backend, manifest["options"], roll)
     source = SavedPrograms(path, manifest)
     model = _model(path, manifest).for_texts_up_to(options.capacity)
     place = backend_named(backend, roll=roll)

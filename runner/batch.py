@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..backends.interface import Prepared, described
+from ..compiler.chunks import cut_prompt
 from ..compiler.derive.moves import PIECE_PREFIX, piece_type, row_type
 from ..compiler.program import NO_TOKEN
 from ..ir.errors import SystolicError
@@ -51,9 +52,9 @@ class Batch:
     ) -> None:
         require_one_length(executable.model, executable.options.capacity)
         self._executable = executable
-        chunks = executable.options.chunks
-        self._longest = max(chunks) if longest is None else min(longest, max(chunks))
-        self._chunks = tuple(size for size in chunks if not any(self._longest <= s < size for s in chunks))
+        chunks, largest = executable.options.chunks, executable.options.chunk
+        self._longest = largest if longest is None else min(longest, largest)
+        self._chunks = [one for one in chunks if not any(self._longest <= c.size < one.size for c in chunks)]
         self.undo = executable.undo
         interval = self.undo.interval if checkpoint_every is None else checkpoint_every
         self._interval = interval if self.undo.needs_checkpoints else 0
@@ -84,8 +85,8 @@ class Batch:
     def prepare(self) -> None:
         """Makes every program that reading and moving rows can need."""
         programs, options = self._executable.programs, self._executable.options
-        for size in self._chunks:
-            programs.chunk(size, self._room)
+        for chunk in self._chunks:
+            programs.chunk(chunk.size, self._room)
         if self._source is not None:
             programs.source(self._room)
         for size in options.score_lengths if programs.states_of(BY_POSITION) else ():
@@ -130,7 +131,7 @@ class Batch:
         left = {row: list(more) for row, more in tokens.items() if more}
         logits: dict[int, np.ndarray] = {}
         while left:
-            now = {row: more[: self.allowance(row)] for row, more in left.items()}
+            now = self.first_call({row: more[: self.allowance(row)] for row, more in left.items()})
             left = {row: more[len(now[row]) :] for row, more in left.items() if len(more) > len(now[row])}
             device = self.run(now)
             ended = [row for row in now if row not in left]
@@ -138,6 +139,12 @@ class Batch:
                 fetched = self.fetch(device)
                 logits |= {row: fetched[row, 0] for row in ended}
         return logits
+
+    def first_call(self, tokens: Mapping[int, list[int]]) -> dict[int, list[int]]:
+        """What of the tokens of some rows one call should read, so that all are read soonest."""
+        longest = max(map(len, tokens.values()))
+        size = cut_prompt(longest, self._chunks, 0.0)[0].size  # all programs are made anyway
+        return {row: more[:size] for row, more in tokens.items()}
 
     def allowance(self, row: int) -> int:
         """How many positions the row may read in one call: to the next checkpoint, at most a chunk."""
@@ -156,7 +163,8 @@ class Batch:
         for row, more in tokens.items():
             if len(self.rows[row].tokens) + len(more) > self.capacity:
                 raise SystolicError(f"row {row} is full: its capacity is {self.capacity} positions")
-        size = min(size for size in everywhere or self._chunks if size >= counts.max())
+        sizes = everywhere or [chunk.size for chunk in self._chunks]
+        size = min(size for size in sizes if size >= counts.max())
         block = np.zeros((len(self.rows), size), np.int32)
         for row, more in tokens.items():
             block[row, : len(more)] = more

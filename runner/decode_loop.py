@@ -21,6 +21,7 @@ from .sources import Source, read_sources
 
 if TYPE_CHECKING:
     from .executable import Executable
+    from .options import Options
 
 SECONDS_PER_CALL = 0.05  # that somebody who reads along waits at most
 FEWEST_STOPS = 4  # stop tokens are filled up to 4, 8 …, so that few numbers of them have a program
@@ -96,7 +97,7 @@ class Rows:
     def _read(self, tokens: Sequence[Sequence[int]]) -> Mapping[str, Any]:
         counts = np.array([len(row) for row in tokens], np.int32)
         start, results = 0, dict[str, Any]()
-        for size in chunk_sizes(int(counts.max()), self._executable.options.chunks):
+        for size in self._executable.options.cut(int(counts.max())):
             lengths = np.clip(counts - start, 0, size).astype(np.int32)
             block = np.zeros((len(tokens), size), np.int32)
             for row, length in enumerate(lengths):
@@ -110,19 +111,11 @@ class Rows:
         return results
 
 
-def chunk_sizes(length: int, sizes: Sequence[int]) -> list[int]:
-    """The chunks that ``length`` positions are read in: the largest size, then the smallest that holds
-    the rest."""
-    largest, rest = max(sizes), length % max(sizes)
-    tail = [min(size for size in sizes if size >= rest)] if rest else []
-    return [largest] * (length // largest) + tail
-
-
-def reads_last_tokens(lengths: Sequence[int], sizes: Sequence[int]) -> bool:
-    """Whether prompts of these lengths are read to their ends in the chunks that reading all but their last
-    tokens takes, and all end in the last of these: what it yields is then what new tokens are chosen from."""
-    chunks = chunk_sizes(max(lengths), sizes)
-    return chunks == chunk_sizes(max(lengths) - 1, sizes) and min(lengths) > sum(chunks[:-1])
+def reads_last_tokens(lengths: Sequence[int], options: Options) -> bool:
+    """Whether prompts of these lengths are read to their ends, since that is predicted to be sooner than a
+    step for the last tokens, and all end in the last chunk: it yields what new tokens are chosen from."""
+    longest = max(lengths)
+    return options.reads_to_end(longest) and min(lengths) > sum(options.cut(longest)[:-1])
 
 
 class Memory:
@@ -215,12 +208,13 @@ class DecodeLoop:
 
     def _prepare(self, lengths: Sequence[int], most: int) -> None:
         """Makes the programs that prompts of these lengths and so many tokens take, side by side."""
-        programs, sizes = self._executable.programs, self._executable.options.chunks
+        programs = self._executable.programs
         lowered = programs.lowered
-        chunks = [
-            lowered.chunk(size, self.rows.longest_source) for size in chunk_sizes(max(lengths) - 1, sizes)
-        ]
         begin = first_programs(self._executable, self.structure, lengths)
+        read = max(lengths) - (not begin)  # a step reads the last tokens
+        chunks = [
+            lowered.chunk(size, self.rows.longest_source) for size in self._executable.options.cut(read)
+        ]
         loop, recall = loop_programs(lowered, *self._asked)
         self._begins = bool(begin)
         wanted = [*chunks, *begin, recall, loop if most > 1 or not begin else None]
@@ -322,7 +316,7 @@ def first_programs(executable: Executable, structure: Structure, lengths: Sequen
     output = executable.model.graph.signature.output(executable.logits_output)
     if executable.model.shortest_like is not None or output.tensor.dtype != "f32":
         return []
-    if not reads_last_tokens(lengths, executable.options.chunks):
+    if not reads_last_tokens(lengths, executable.options):
         return []
     return [executable.programs.lowered.sample(structure, executable.logit_count)]
 

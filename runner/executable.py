@@ -13,7 +13,7 @@ import numpy as np
 
 from ..ir.errors import SystolicError
 from .adapters import adapter_choice, adapters_of
-from .generate import Generation, Step, chunk_sizes, loop_of, run_constrained, run_rows, unwatched
+from .generate import Generation, Step, loop_of, run_constrained, run_rows, unwatched
 from .inputs import Inputs
 from .placement import place_weights
 from .programs import Programs, Report
@@ -248,7 +248,6 @@ class Executable:
         learned = adapter_choice(self.model, generation.get("adapter")).prompt
         prefix = 1 if source else length + len(learned)
         wanted = [lowered.source(source)] if source else []
-        wanted += [lowered.chunk(size, source) for size in chunk_sizes(prefix - 1, self.options.chunks)]
         wanted += loop_of(self, prefix, Generation(**generation), source)
         self.programs.prepare(wanted, report)
 

@@ -17,7 +17,6 @@ from .decode_loop import (
     DecodeLoop,
     Made,
     Pace,
-    chunk_sizes,
     first_programs,
     loop_programs,
     raise_if_failed,
@@ -38,7 +37,6 @@ __all__ = [
     "Generation",
     "Reply",
     "Step",
-    "chunk_sizes",
     "loop_of",
     "run_constrained",
     "run_rows",
@@ -207,9 +205,13 @@ def unwatched(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def loop_of(executable: Executable, prompt: int, generation: Generation, source: int = 0) -> list[Lowered]:
-    """The programs that a row behind a prompt of so many tokens goes on with."""
-    if generation.form is not None:
-        return []  # each token is chosen on the host
+    """The programs that a row reads a prompt of so many tokens with, and goes on with behind it."""
+
+    def chunks(length: int) -> list[Lowered]:
+        return [executable.programs.lowered.chunk(size, source) for size in executable.options.cut(length)]
+
+    if generation.form is not None:  # each token is chosen on the host
+        return chunks(prompt - 1)
     row = sampling_row(executable, prompt, generation)
     ends = generation.end_tokens(executable.model.eos_ids)
     table = _stop_table(executable, generation)
@@ -218,7 +220,8 @@ def loop_of(executable: Executable, prompt: int, generation: Generation, source:
     names = token_and_logits(executable)
     loop, recall = loop_programs(executable.programs.lowered, names, structure, len(ends), source, states)
     first = first_programs(executable, structure, [prompt])
-    wanted = [*first, recall, loop if generation.max_new_tokens > 1 or not first else None]
+    read = chunks(executable.options.cut(prompt - (not first)))  # a step reads the last token
+    wanted = [*read, *first, recall, loop if generation.max_new_tokens > 1 or not first else None]
     return [program for program in wanted if program is not None]
 
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..backends import ROLLING
+from ..compiler.chunks import (
+    MOST,
+    Chunk,
+    ChunkSeconds,
+    choose_chunks,
+    cut_prompt,
+    nominal_seconds,
+    predicted_seconds,
+)
 from ..compiler.program import STRATEGIES
 from ..ir.errors import SystolicError
 from .sampling import is_integer
@@ -18,8 +27,8 @@ if TYPE_CHECKING:
 
 DEFAULT_CAPACITY = 1024  # of a model that was made for at least as many positions
 GRAPH_CAPACITY = 256  # of a bare graph, which does not say, and at least of a model that has no bound
-DEFAULT_CHUNK = 512
-SMALLEST_CHUNK = 16  # below it, another program saves less time than compiling it takes
+DEFAULT_CHUNK = 512  # the largest where nobody has predicted which is best
+SMALLEST_LENGTH = 16  # of a program that reads a whole text
 
 
 @dataclass(frozen=True)
@@ -27,8 +36,9 @@ class Options:
     """How a model is compiled.
 
     ``batch`` rows run side by side, each with up to ``capacity`` positions; prompts are read in
-    chunks of up to ``chunk`` positions; ``state`` says how the states are chosen (auto, sources,
-    tokens), ``state_dtype`` what the past is kept as (f32, bf16, f16, int8; recurrent states stay f32).
+    ``chunks``, the largest of ``chunk`` positions (nominal ones if they are not given); ``state`` says how
+    the states are chosen (auto, sources, tokens), ``state_dtype`` what the past is kept as (f32, bf16, f16,
+    int8; recurrent states stay f32).
     The source of an encoder-decoder can have ``source_capacity`` positions (None: as many
     as a row). ``roll`` says whether layers that repeat are compiled as one loop body (auto, always, never).
     ``cache_directory`` keeps compiled programs from run to run, None the default place.
@@ -43,6 +53,7 @@ class Options:
     source_capacity: int | None = None
     state_dtype: str = "f32"
     roll: str = "auto"
+    chunks: tuple[Chunk, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("batch", "capacity", "chunk", "source_capacity"):
@@ -57,6 +68,9 @@ class Options:
             raise SystolicError(f"roll must be one of {', '.join(ROLLING)}, not {self.roll!r}")
         if self.chunk > self.capacity:
             raise SystolicError(f"a chunk of {self.chunk} is longer than the capacity of {self.capacity}")
+        if not self.chunks or self.chunks[-1].size != self.chunk:
+            chosen = choose_chunks(nominal_seconds(self.batch), self.capacity, self.chunk)
+            object.__setattr__(self, "chunks", chosen)
 
     @property
     def passes(self) -> tuple[Pass, ...]:
@@ -66,9 +80,25 @@ class Options:
         return passes_with(self.state_dtype, self.state)
 
     @property
-    def chunks(self) -> tuple[int, ...]:
+    def chunk_sizes(self) -> tuple[int, ...]:
         """The chunk lengths that have a program: 1 to decode, and a few to read prompts with."""
-        return tuple(dict.fromkeys((1, *_doubling(self.chunk))))
+        return tuple(chunk.size for chunk in self.chunks)
+
+    def cut(self, length: int) -> list[int]:
+        """The sizes of the chunks that ``length`` positions are read in."""
+        return [chunk.size for chunk in cut_prompt(length, self.chunks)]
+
+    def reads_to_end(self, length: int) -> bool:
+        """Whether a prompt is read sooner to its end than to its last token and that by a step."""
+        whole, but_last = (cut_prompt(count, self.chunks) for count in (length, length - 1))
+        step = self.chunks[0]
+        return whole == but_last or predicted_seconds(whole) < predicted_seconds([*but_last, step])
+
+    def with_chunks(self, seconds: ChunkSeconds, chunk: int | None) -> Options:
+        """The same with the chunks that are the best by predicted ``seconds``; the largest is ``chunk`` if it
+        is given."""
+        chunks = choose_chunks(seconds, min(self.capacity, MOST), chunk)
+        return replace(self, chunk=chunks[-1].size, chunks=chunks)
 
     @property
     def score_lengths(self) -> tuple[int, ...]:
@@ -97,7 +127,7 @@ def options_for(
     state_dtype: str = "f32",
     roll: str = "auto",
 ) -> Options:
-    """The options for a model; a capacity or chunk that is not given follows from its context.
+    """The options for a model. A capacity that is not given follows from its context; a chunk is nominal.
 
     Texts may be longer than the context that a model was made for, unless its positions end there.
     """
@@ -119,7 +149,7 @@ def options_for(
 
 def _doubling(largest: int) -> tuple[int, ...]:
     """16, 32, … below ``largest``, and ``largest``."""
-    sizes, size = [], SMALLEST_CHUNK
+    sizes, size = [], SMALLEST_LENGTH
     while size < largest:
         sizes.append(size)
         size *= 2

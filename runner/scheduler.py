@@ -311,7 +311,7 @@ class Scheduler:
             share = max(1, budget // (len(prompts) - number))  # what short prompts leave, long ones get
             tokens[row] = slot.pending[: min(share, self._rows.allowance(row))]
             budget -= len(tokens[row])
-        return tokens
+        return self._rows.first_call(tokens) if tokens else {}
 
     def _admit(self) -> None:
         free = [row for row, slot in enumerate(self._slots) if slot is None]

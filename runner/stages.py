@@ -16,6 +16,7 @@ from ..models.model import Model
 from .options import Options
 from .program_source import DerivedPrograms
 
+REPORTS = ("states", "diff", "chunks", "forms")
 CODE = ("stablehlo", "numpy")
 PROGRAMS = ("source", "prefill", "decode", "score")
 
@@ -29,7 +30,7 @@ class Stages:
         self.passes: dict[str, Stage] = {stage.name: stage for stage in stages}
         self.passes |= _other_form(stages[-1].graph)
         self.options = options
-        self._chunk = chunk
+        self.asked_chunk = chunk
 
     @cached_property
     def programs(self) -> DerivedPrograms:
@@ -55,9 +56,9 @@ class Stages:
         if stage in derived:
             return derived[stage]()
         graphs = (*self.passes, *derived)
-        if stage in ("states", "diff", "forms", *CODE):
+        if stage in (*REPORTS, *CODE):
             raise SystolicError(f"the stage {stage} is no graph; expected one of {', '.join(graphs)}")
-        known = (*graphs, "states", "diff", "forms", *CODE)
+        known = (*graphs, *REPORTS, *CODE)
         raise SystolicError(f"--stage must be one of {', '.join(known)}, not {stage!r}")
 
     def states_of(self, stage: str) -> tuple[State, ...]:
@@ -74,7 +75,7 @@ class Stages:
         from ..backends.numpy_source import emit_numpy
         from ..backends.stablehlo import emit_stablehlo
 
-        program = self.programs.chunk(self._chunk or 1)
+        program = self.programs.chunk(self.asked_chunk or 1)
         return (emit_numpy(program, target) if stage == "numpy" else emit_stablehlo(program)).rstrip("\n")
 
 

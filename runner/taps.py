@@ -21,7 +21,7 @@ from ..ir.graph import Graph, Node
 from ..ir.types import Past, Shape, Whole
 from .adapters import adapter_choice
 from .choice import Chooser
-from .decode_loop import Rows, chunk_sizes
+from .decode_loop import Rows
 from .generate import Generation, Reply, Step
 from .sources import EncoderStates, Source
 from .whole_text import run_text, score_outputs
@@ -150,7 +150,7 @@ class _Reader:
         self._rows.prepare([len(tokens), *map(len, others)])
         self._rows.lengths.grow([list(tokens), *others])
         start = 0
-        for size in chunk_sizes(len(tokens), self._executable.options.chunks):
+        for size in self._executable.options.cut(len(tokens)):
             yield from self._read_chunk(tokens[start : start + size], size)
             start += size
 

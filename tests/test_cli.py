@@ -299,6 +299,9 @@ def test_windows_predict_every_token_once(length, bos):
 def test_a_compiled_directory_holds_everything(compiled):
     manifest = json.loads((compiled / "manifest.json").read_text())
     options = {"batch": 1, "capacity": 96, "chunk": 16, "state": "auto", "state_dtype": "f32"}
+    chunks = manifest["options"].pop("chunks")
+    assert [size for size, _ in chunks] == [1, 16]
+    assert all(seconds > 0 for _, seconds in chunks)
     assert manifest["options"] == options
     assert manifest["weights"] is None
     names = [program["name"] for program in manifest["programs"]]

@@ -98,7 +98,7 @@ def test_the_first_tokens_are_chosen_from_what_the_prompts_yield(lengths, is_fir
     executable = tiny(batch=2, chunk=16)
     prompts = [np.random.default_rng(length).integers(0, V, length).tolist() for length in lengths]
     settings = SETTINGS[name]
-    assert reads_last_tokens(lengths, executable.options.chunks) == is_first
+    assert reads_last_tokens(lengths, executable.options) == is_first
     made = executable.generate_batch(prompts, max_new_tokens=1, **settings)
     assert any("generate" in program.name for program in executable.programs) != is_first
     longer = executable.generate_batch(prompts, max_new_tokens=12, **settings)

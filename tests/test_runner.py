@@ -12,8 +12,7 @@ import pytest
 import systolic as sy
 from systolic.models.load import load
 from systolic.runner.compilation import compile
-from systolic.runner.generate import Generation, chunk_sizes
-from systolic.runner.options import Options
+from systolic.runner.generate import Generation
 
 pytestmark = pytest.mark.optimised
 
@@ -212,16 +211,6 @@ def test_an_encoder_encodes_and_cannot_generate(backend):
     np.testing.assert_allclose(executable.encode(ids), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(sy.CausalityError, match="depends on later positions"):
         executable.generate(ids)
-
-
-@pytest.mark.parametrize(
-    ("length", "chunks"),
-    [(0, []), (1, [1]), (2, [16]), (16, [16]), (17, [32]), (64, [64]), (65, [64, 1]), (150, [64, 64, 32])],
-)
-def test_chunk_sizes(length, chunks):
-    options = Options(capacity=256, chunk=64)
-    assert options.chunks == (1, 16, 32, 64)
-    assert chunk_sizes(length, options.chunks) == chunks
 
 
 # ---- mistakes ----

@@ -28,7 +28,7 @@ from .products import find_product
 from .sample import sample_arrays, sample_program
 from .table import MANY, WEIGHTS, Cell, FormTable, Setting, forced_table
 
-ROWS = (1, 2, 4, 8, 16, 64, 512)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 NEAR = (256, 1024, 2048)  # widths of square matrices that stay in the caches
 FAR_BYTES, FAR_COUNT = 16 << 20, 4  # of a matrix that does not, and how many are read in turn
 MANY_WIDTH, MANY_COUNT = 2048, 2  # of matrices that many rows are multiplied with

@@ -57,7 +57,9 @@ def find_product(node: Node) -> Product | None:
         (node.sources, first, second),
         (node.sources[::-1], second, first),
     ):
-        if len(w_term) != 2 or matrix.tensor.size < LEAST_WEIGHTS or x.tensor.dtype != "f32":
+        if len(w_term) != 2 or x.tensor.dtype != "f32":
+            continue
+        if not matrix.tensor.is_static or matrix.tensor.size < LEAST_WEIGHTS:  # a past is no matrix
             continue
         stored = _stored(matrix)
         if w_term[1] == x_term[-1:] and result == x_term[:-1] + w_term[0]:

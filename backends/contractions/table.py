@@ -15,6 +15,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 FORMS: Mapping[str, str] = {
     "kernel": "our own kernel, which reads weights once and as they are kept",
     "dot": "one product as written, of weights widened to f32",
@@ -55,6 +57,11 @@ class Cell:
     setting: Setting
     seconds: Mapping[str, float]
 
+    def fastest(self, has_kernels: bool) -> float:
+        """Seconds of the fastest form that was tried."""
+        tried = [seconds for form, seconds in self.seconds.items() if has_kernels or form != "kernel"]
+        return min(tried or self.seconds.values())
+
 
 @dataclass(frozen=True)
 class FormTable:
@@ -85,6 +92,37 @@ class FormTable:
             return usual
         fastest = min(tried, key=tried.__getitem__)
         return fastest if tried[fastest] < MARGIN * tried.get(usual, math.inf) else usual
+
+    def seconds(self, setting: Setting, *, has_kernels: bool) -> float:
+        """Predicted of a product in its fastest form: between measured numbers of rows on a straight line,
+        and in proportion to the rows beyond them. Needs a cell of weights that are kept alike."""
+        by_rows = self._seconds_by_rows(setting, has_kernels)
+        rows = sorted(by_rows)
+        above = next((i for i, measured in enumerate(rows) if measured >= setting.rows), None)
+        if above is None:
+            return by_rows[rows[-1]] * setting.rows / rows[-1]
+        high = rows[above]
+        low = rows[above - 1] if above else high
+        share = (setting.rows - low) / (high - low) if high > low else 0.0
+        return by_rows[low] + share * (by_rows[high] - by_rows[low])
+
+    def _seconds_by_rows(self, setting: Setting, has_kernels: bool) -> dict[int, float]:
+        """Of so many weights, by the numbers of rows that were measured: a weight takes as long as one of the
+        two matrices next to it in size, or in between, and a row no longer than in a product of fewer: such a
+        product could be read as several."""
+        alike = [cell for cell in self.cells if cell.setting.weights == setting.weights]
+        alike = [cell for cell in alike if cell.setting.turned == setting.turned] or alike
+        count, found = setting.width * setting.columns, {}
+        for number in {cell.setting.rows for cell in alike}:
+            cells = [cell for cell in alike if cell.setting.rows == number]
+            cells = [cell for cell in cells if cell.setting.near == setting.near] or cells
+            pairs = sorted((c.setting.width * c.setting.columns, c.fastest(has_kernels)) for c in cells)
+            sizes = [size for size, _ in pairs]
+            each = [seconds / size for size, seconds in pairs]
+            found[number] = count * float(np.interp(math.log(count), np.log(sizes), each))
+        rows = sorted(found)
+        each_row = np.minimum.accumulate([found[r] / r for r in rows])
+        return {r: r * float(least) for r, least in zip(rows, each_row, strict=True)}
 
     def to_json(self) -> dict[str, Any]:
         cells = [{**asdict(cell.setting), "seconds": dict(cell.seconds)} for cell in self.cells]

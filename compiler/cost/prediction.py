@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ...ir.errors import SystolicError
 from ...ir.graph import Graph
 from ...ir.types import FLOATS
+from ..chunks import ChunkSeconds
 from ..derive import Form, choose_forms, derive_cheapest, derive_chunk, derive_score
 from ..program import Program, State
 from .region_cost import Costs, Machine
@@ -105,11 +106,17 @@ class Prediction:
 
 
 def plan_program(
-    graph: Graph, target: Target, *, context: int, phase: str = "decode", dtype: str = "bf16"
+    graph: Graph,
+    target: Target,
+    *,
+    context: int,
+    phase: str = "decode",
+    dtype: str = "bf16",
+    chunk: int | None = None,
 ) -> Plan:
     """The program of ``graph`` that reads one token behind ``context - 1`` others (decode), or ``context``
-    tokens at once (prefill), as regions; weights, states and values are counted as ``dtype``, but for those
-    that are narrower in the graph.
+    tokens (prefill), as regions; all at once, or with ``chunk`` the last so many of them. Weights, states and
+    values are counted as ``dtype``, but for those that are narrower in the graph.
 
     Raises ``SystolicError`` for another phase or dtype, and where the model cannot be decoded.
     """
@@ -117,10 +124,11 @@ def plan_program(
         raise SystolicError(f"--phase must be one of {', '.join(PHASES)}, not {phase!r}")
     if dtype not in DTYPE_BYTES:
         raise SystolicError(f"dtype {dtype!r} has no cost model; expected one of {', '.join(DTYPE_BYTES)}")
+    tokens = 1 if phase == "decode" else chunk or context
     if graph.certificate().leak is not None and phase == "prefill":
         program = derive_score(graph, rows=_ROWS, length=context)
     else:
-        program = _chunk_program(graph, choose_forms(graph), 1 if phase == "decode" else context, context)
+        program = _chunk_program(graph, choose_forms(graph), tokens, context)
     size = DTYPE_BYTES[dtype]
     floats = [node.tensor for node in graph.parameters if node.tensor.dtype in FLOATS]
     others = [node.tensor for node in graph.parameters if node.tensor.dtype not in FLOATS]
@@ -129,7 +137,7 @@ def plan_program(
         regions=regions_of(program, dtype),
         phase=phase,
         context=context,
-        tokens=1 if phase == "decode" else context,
+        tokens=tokens,
         weight_bytes=float(sum(t.size * size for t in floats) + sum(t.bytes for t in others)),
         row_bytes=_row_bytes(program.states, size),
     )
@@ -144,6 +152,19 @@ def _chunk_program(graph: Graph, forms: tuple[Form, ...], chunk: int, context: i
             g, plan, rows=_ROWS, chunk=chunk, capacity=context, reserve=chunk, source_lengths=sources
         ),
     )
+
+
+def chunk_seconds_on(
+    target: Target, graph: Graph, *, rows: int, capacity: int, dtype: str = "bf16"
+) -> ChunkSeconds:
+    """What chunks of a prompt take; a call reads all ``capacity`` positions of a state, however many of them
+    are behind."""
+
+    def seconds(size: int, behind: int) -> float:
+        plan = plan_program(graph, target, context=capacity, phase="prefill", dtype=dtype, chunk=size)
+        return predict(plan, rows).seconds
+
+    return seconds
 
 
 def _row_bytes(states: Iterable[State], float_bytes: int) -> float:

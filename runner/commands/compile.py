@@ -11,6 +11,7 @@ import typer
 from .arguments import DEFAULT_MODEL, Batch, Capacity, Dtype, ModelArgument, State, StateDtype
 
 if TYPE_CHECKING:
+    from ...compiler.chunks import ChunkSeconds
     from ...models.model import Model
     from ..options import Options
 
@@ -57,8 +58,26 @@ def compile_model(
         state=state or "auto",
         state_dtype=state_dtype or "f32",
     )
+    options = options.with_chunks(_chunk_seconds(subject, options, target), chunk)
     more = _compiled_for(subject, options, target, lenient, temporaries) if target else None
     write_compiled(subject, options, out, copy_weights=copy_weights, more=more)
+
+
+def _chunk_seconds(model: Model, options: Options, target: str | None) -> ChunkSeconds:
+    """Predicted for the target, or for a CPU like the one whose products the packaged table holds: the
+    directory is read on any machine."""
+    from ...backends.contractions.chunk_seconds import chunk_seconds
+    from ...backends.contractions.table import packaged_table
+    from ...compiler.cost.prediction import chunk_seconds_on
+    from ...compiler.cost.targets import load_target
+    from ...compiler.pipeline import run_passes
+
+    graph = run_passes(model.for_texts_up_to(options.capacity).graph, options.passes)[-1].graph
+    rows, capacity = options.batch, options.capacity
+    if target is None:
+        return chunk_seconds(graph, packaged_table(), rows=rows, capacity=capacity, has_kernels=True)
+    machine = load_target(target.partition(":")[0])
+    return chunk_seconds_on(machine, graph, rows=rows, capacity=capacity)
 
 
 def _compiled_for(

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 Stage = Annotated[
     str,
     typer.Option(
-        help="traced, the name of a pass, diff, states, prefill, decode, score, forms, stablehlo or numpy."
+        help="traced, the name of a pass, diff, states, prefill, decode, score, chunks, forms, stablehlo or "
+        "numpy."
     ),
 ]
 Format = Annotated[str, typer.Option(help="text, json, dot, svg, outline, html or model-explorer.")]
@@ -33,7 +34,7 @@ Columns = Annotated[str | None, typer.Option(help="Add columns: bytes,state,work
 TargetName = Annotated[
     str | None,
     typer.Option(
-        help="Predict costs on this target (`systolic targets`): of a diff, or a column. "
+        help="Predict costs on this target (`systolic targets`): of a diff, of chunks, or a column. "
         "--stage numpy: contractions as loops over its tiles."
     ),
 ]
@@ -90,8 +91,8 @@ def graph(
     names = tuple(columns.split(",")) if columns else ()
     if view.format in FILES and out is None:
         raise SystolicError(f"--format {view.format} is for a file: name it with --out")
-    if target and "cost" not in names and not (stage in ("diff", "numpy") or before or after):
-        raise SystolicError("--target is for --stage diff, --stage numpy or --columns cost")
+    if target and "cost" not in names and not (stage in ("diff", "chunks", "numpy") or before or after):
+        raise SystolicError("--target is for --stage diff, chunks or numpy, or for --columns cost")
     costs = StageCosts.on(target, options.batch, options.capacity) if target else None
     report = render_report(stages, stage, view, (before, after), why, costs)
     if report is None and view.format == "model-explorer" and out is not None:
@@ -128,6 +129,11 @@ def render_report(
     if stage == "states":
         _require(view, "--stage states", "a table", ("text", "json"))
         return show_states(stages.programs.states, as_json)
+    if stage == "chunks":
+        from .chunk_times import model_chunks
+
+        _require(view, "--stage chunks", "a table", ("text", "json"))
+        return model_chunks(stages, None if costs is None else costs.target, as_json)
     if stage == "forms":
         from .product_forms import model_forms
 
