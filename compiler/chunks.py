@@ -14,8 +14,8 @@ ChunkSeconds = Callable[[int, int], float]  # positions of a chunk, positions th
 
 LEAST, MOST = 32, 1024  # of the largest size: room to check guesses, and no more than that ever pays
 ENOUGH = 1.02  # times the least seconds per position: a larger chunk takes memory and gains nothing
-SPARED = 1.25  # times as long as with a program for every power of two: a program less to compile
-SECONDS_PER_PROGRAM = 0.03  # what a program takes that an earlier process has compiled
+SPARED = 1.1  # times as long as with a program for every power of two: a program less to compile
+SECONDS_PER_PROGRAM = 0.01  # of the 0.03 that a program takes to load: most processes read several prompts
 _NOMINAL_ROWS, _NOMINAL_READ = 64, 0.01
 
 
@@ -32,7 +32,7 @@ def choose_chunks(seconds: ChunkSeconds, most: int, size: int | None = None) -> 
 
     The largest is ``size`` if it is given. Otherwise it is the smallest, of at most ``most``, whose positions
     take no more than 1.02 times what they take in the best; all are compared behind the same mean number of
-    positions. A smaller one is left out where others read as many in at most 1.25 times its time.
+    positions. A smaller one is left out where others read as many in at most 1.1 times its time.
     """
     largest = _largest(seconds, most) if size is None else size
     every = [Chunk(each, seconds(each, 0)) for each in _powers_of_two(largest)]

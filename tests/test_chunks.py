@@ -43,7 +43,7 @@ def machines(draw):
 
 
 @given(machines(), st.integers(1, 700))
-@settings(max_examples=60)
+@settings(max_examples=30, deadline=None)
 def test_chosen_chunks_are_nearly_as_good_as_all_sizes(seconds, most):
     chunks = choose_chunks(seconds, most)
     sizes = [chunk.size for chunk in chunks]
@@ -58,7 +58,7 @@ def test_chosen_chunks_are_nearly_as_good_as_all_sizes(seconds, most):
 
 
 @given(machines(), st.integers(32, 700))
-@settings(max_examples=60)
+@settings(max_examples=30, deadline=None)
 def test_the_largest_chunk_is_where_a_position_costs_no_less_any_more(seconds, most):
     largest = choose_chunks(seconds, most)[-1].size
     sizes = [size for size in (*(1 << power for power in range(5, 10)), most) if size <= most]
@@ -75,7 +75,7 @@ def test_where_reading_weights_is_all_that_costs_one_chunk_is_enough():
 
 # ---- cuts ----
 
-CHUNKS = (Chunk(1, 0.06), Chunk(4, 0.07), Chunk(16, 0.12), Chunk(32, 0.2), Chunk(256, 1.2))
+CHUNKS = (Chunk(1, 0.06), Chunk(4, 0.075), Chunk(16, 0.12), Chunk(32, 0.2), Chunk(256, 1.2))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,8 @@ CHUNKS = (Chunk(1, 0.06), Chunk(4, 0.07), Chunk(16, 0.12), Chunk(32, 0.2), Chunk
         (1, [1]),
         (3, [4]),
         (16, [16]),
-        (17, [32]),  # 16 and 1 are sooner by less than a program costs
+        (17, [16, 1]),
+        (20, [32]),  # 16 and 4 are sooner by less than a program costs
         (33, [32, 1]),
         (48, [32, 16]),
         (256, [256]),
@@ -98,11 +99,11 @@ def test_a_prompt_is_cut_by_predicted_seconds(length, sizes):
 
 
 def test_programs_that_are_there_cost_nothing():
-    assert [chunk.size for chunk in cut_prompt(17, CHUNKS, 0.0)] == [16, 1]
+    assert [chunk.size for chunk in cut_prompt(20, CHUNKS, 0.0)] == [16, 4]
 
 
 @given(st.integers(0, 900), st.lists(st.sampled_from([2, 4, 8, 16, 64, 100, 256]), unique=True), machines())
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_cuts_cover_the_prompt_and_no_single_size_is_better(length, sizes, seconds):
     chunks = [Chunk(size, seconds(size, 0)) for size in sorted({1, *sizes})]
     cut = cut_prompt(length, chunks, 0.0)

@@ -21,7 +21,9 @@ from .selection import choose_forms, near_parameters
 from .table import FormTable, Setting
 
 CALL = 8e-5  # seconds around a program
-OP = 2e-6  # seconds to begin with an op
+OP_OF_STEP = 2e-6  # seconds to begin with an op of a step
+OP = 7e-6  # of a chunk, where fewer are joined; weights that come from memory leave the caches cold
+OP_NEAR = 1e-6  # where all weights stay in the caches
 POSITION_OF_OP = 2e-8  # seconds around its loop over one position
 ELEMENT = 5e-11  # seconds of an operation in it
 NEAR_SPEED = 3.0  # times as fast as memory: what one op leaves in the caches for the next
@@ -62,6 +64,7 @@ class _Costs:
     everywhere: _Amounts
     last: _Amounts
     in_turn: _Amounts
+    is_near: bool
 
     def __call__(self, size: int, behind: int) -> float:
         vectors, found = self.rows * size, self.everywhere
@@ -69,7 +72,8 @@ class _Costs:
         total += size * self._products(self.in_turn, self.rows)
         total += self._attention(size, behind) + self._handing_on(vectors)
         total += vectors * (found.ops * POSITION_OF_OP + found.operations * ELEMENT)
-        return CALL + total + OP * (found.ops + self.last.ops + size * self.in_turn.ops)
+        begun = found.ops + self.last.ops + size * self.in_turn.ops
+        return CALL + total + begun * (OP_NEAR if self.is_near else OP if size > 1 else OP_OF_STEP)
 
     def _products(self, found: _Amounts, vectors: int) -> float:
         total = found.others * vectors * self._multiply
@@ -115,8 +119,9 @@ def chunk_seconds(
         if node.clock == clock and node.op.kind != "source":
             place = last if node not in wanted else in_turn if node in looped else everywhere
             place.append(node)
-    amounts = (_amounts(nodes, has_kernels, table, near) for nodes in (everywhere, last, in_turn))
-    return _Costs(table, has_kernels, rows, capacity, *amounts)
+    amounts = [_amounts(nodes, has_kernels, table, near) for nodes in (everywhere, last, in_turn)]
+    weights = sum(node.tensor.bytes for node in graph.parameters)
+    return _Costs(table, has_kernels, rows, capacity, *amounts, weights <= table.near_bytes)
 
 
 def _read_by_the_future(graph: Graph) -> frozenset[Node]:
