@@ -220,7 +220,7 @@ def loop_of(executable: Executable, prompt: int, generation: Generation, source:
     names = token_and_logits(executable)
     loop, recall = loop_programs(executable.programs.lowered, names, structure, len(ends), source, states)
     first = first_programs(executable, structure, [prompt])
-    read = chunks(executable.options.cut(prompt - (not first)))  # a step reads the last token
+    read = chunks(prompt - (not first))  # a step reads the last token
     wanted = [*read, *first, recall, loop if generation.max_new_tokens > 1 or not first else None]
     return [program for program in wanted if program is not None]
 
