@@ -61,10 +61,10 @@ class _Costs:
     has_kernels: bool
     rows: int
     capacity: int
+    is_near: bool
     everywhere: _Amounts
     last: _Amounts
     in_turn: _Amounts
-    is_near: bool
 
     def __call__(self, size: int, behind: int) -> float:
         vectors, found = self.rows * size, self.everywhere
@@ -119,9 +119,9 @@ def chunk_seconds(
         if node.clock == clock and node.op.kind != "source":
             place = last if node not in wanted else in_turn if node in looped else everywhere
             place.append(node)
-    amounts = [_amounts(nodes, has_kernels, table, near) for nodes in (everywhere, last, in_turn)]
+    amounts = (_amounts(nodes, has_kernels, table, near) for nodes in (everywhere, last, in_turn))
     weights = sum(node.tensor.bytes for node in graph.parameters)
-    return _Costs(table, has_kernels, rows, capacity, *amounts, weights <= table.near_bytes)
+    return _Costs(table, has_kernels, rows, capacity, weights <= table.near_bytes, *amounts)
 
 
 def _read_by_the_future(graph: Graph) -> frozenset[Node]:
