@@ -19,8 +19,6 @@ from systolic.models.load import load
 from systolic.models.spec import Config, read_config
 from systolic.runner.compilation import compile
 
-pytestmark = pytest.mark.optimised
-
 ATTENTION = ["deepseek_v3", "glm4", "gemma2", "mistral_sliding", "mixtral", "qwen2", "qwen3"]
 RECURRENT = ["lstm_lm", "mamba", "wavenet_lm"]
 DECODERS = ATTENTION + RECURRENT
