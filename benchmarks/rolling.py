@@ -34,9 +34,11 @@ from .subjects import Subject, llama_config, mamba_config, random_weights
 
 FORMS = ("never", "always")  # rolled
 WINDOW = {"model_type": "mistral", "sliding_window": 512}
+EXPERTS = {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
 CONFIGS = {
     "llama": lambda hidden, layers: llama_config(hidden, layers, 1024),
     "mistral": lambda hidden, layers: llama_config(hidden, layers, 1024, **WINDOW),
+    "mixtral": lambda hidden, layers: llama_config(hidden, layers, 1024, **EXPERTS),
     "mamba": lambda hidden, layers: mamba_config(hidden, layers, 32000),
 }
 

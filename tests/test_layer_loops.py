@@ -30,6 +30,7 @@ MODELS = {  # a model, and how many layers a step of it has as a loop
     "qwen2": 3,  # biases
     "gpt2": 3,  # biases, and weights [in, out]
     "mamba": 3,  # carries and tails
+    "mixtral": 3,  # experts
 }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from programs_by_hand import apply, input_node, program_from
 
 import systolic as sy
 from systolic.backends.numpy_source import emit_numpy
@@ -19,6 +20,7 @@ from systolic.ir.dumps.text import print_graph
 from systolic.ir.evaluate import evaluate
 from systolic.ir.graph import Graph
 from systolic.ir.interpret import interpret
+from systolic.ir.types import DTYPES, TensorType, dtype_name
 from systolic.models.experts import routed_mlp, router_logits, softmax_routing
 from systolic.models.load import keep_weights_as
 
@@ -171,10 +173,11 @@ def test_what_padding_holds_changes_nothing():
     np.testing.assert_array_equal(*results)
 
 
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize(("experts", "k"), [(1, 1), (3, 3), (5, 2)])
-def test_long_and_short_chunks_agree_on_xla(tmp_path, experts, k):
+def test_long_and_short_chunks_agree_on_xla(tmp_path, experts, k, native):
     graph = mixture(experts, k)
-    weights, backend = weights_of(graph), XlaBackend("cpu", tmp_path)
+    weights, backend = weights_of(graph), XlaBackend("cpu", tmp_path, native=native)
     x = np.random.default_rng(2).normal(size=(2, 40, WIDTH)).astype(np.float32)
     for size, lengths in ((40, [33, 40]), (1, [1, 0])):
         program = derive_chunk(graph, choose_states(graph), rows=2, chunk=size, capacity=40, last=False)
@@ -182,6 +185,28 @@ def test_long_and_short_chunks_agree_on_xla(tmp_path, experts, k):
         got, want = backend.fetch(results["output"]), dense(x, weights, k)
         for row, length in enumerate(lengths):
             np.testing.assert_allclose(got[row, :length], want[row, :length], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("axes", ["nd", "dn"])
+@pytest.mark.parametrize(("rows", "own"), [(1, False), (3, True), (50, False)])
+def test_a_kernel_multiplies_with_the_chosen_matrices(tmp_path, dtype, axes, rows, own):
+    """One row beside several matrices, rows of each choice, and many rows for each matrix; some for none."""
+    random, (d, n, matrices, k) = np.random.default_rng(0), (70, 45, 5, 2)
+    values = {
+        "x": random.normal(size=(rows, k, d) if own else (rows, d)).astype(np.float32),
+        "w": random.normal(size=(matrices, *((n, d) if axes == "nd" else (d, n)))).astype(DTYPES[dtype]),
+        "index": random.integers(-1, matrices + 1, (rows, k)).astype(np.int32),
+    }
+    nodes = [
+        input_node(name, TensorType(array.shape, dtype_name(array.dtype))) for name, array in values.items()
+    ]
+    graph = Graph("routed", tuple(nodes), (), {"y": apply("routed_contraction", *nodes, axes=axes)})
+    backend = XlaBackend("cpu", tmp_path)
+    prepared = backend.prepare(program_from(graph))
+    assert ("@systolic_route_" in prepared.text) == (backend.kernels is not None)
+    got = backend.fetch(prepared.run({}, values, {})[0]["y"])
+    np.testing.assert_allclose(got, evaluate(graph, values)["y"], rtol=1e-5, atol=1e-4)
 
 
 # ---- what it costs ----
@@ -198,7 +223,7 @@ def test_xla_copies_neither_all_experts_nor_one_for_each_position(tmp_path, chun
     experts, k, width, hidden = 32, 4, 64, 96
     graph = mixture(experts, k, width, hidden)
     program = derive_chunk(graph, choose_states(graph), rows=1, chunk=chunk, capacity=64, last=False)
-    text = XlaBackend("cpu", tmp_path).prepare(program).optimized_text
+    text = XlaBackend("cpu", tmp_path, native=False).prepare(program).optimized_text
     activations = 2 * (chunk * k + 128) * hidden
     assert largest_array(text) <= max(width * hidden, activations) < experts * width * hidden
     assert text.count(" sort(") <= 2  # the order of a layer is found once for its three products
@@ -209,7 +234,7 @@ def test_xla_copies_neither_all_experts_nor_one_for_each_position(tmp_path, chun
 def test_matrices_are_read_one_at_a_time_and_in_place_while_decoding(tmp_path, dtype, chunk, copied):
     graph = mixture(experts=32, k=4, width=512, hidden=384, dtype=dtype)
     program = derive_chunk(graph, choose_states(graph), rows=1, chunk=chunk, capacity=16, last=False)
-    memory = XlaBackend("cpu", tmp_path).prepare(program).memory
+    memory = XlaBackend("cpu", tmp_path, native=False).prepare(program).memory
     activations = 4 * 2 * (chunk * 4 + 128) * (512 + 384)
     assert memory.temp_size_in_bytes < 512 * 384 * (1 + 4 * copied) + copied * activations  # bytes
 

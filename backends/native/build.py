@@ -36,7 +36,18 @@ FLAGS = (
     "-fPIC",
     "-shared",
 )
-NAMES = ("project", "attend", "attend_scaled", "recur", "select", "advance", "cosine", "sine", "fuse")
+NAMES = (
+    "project",
+    "attend",
+    "attend_scaled",
+    "recur",
+    "select",
+    "advance",
+    "route",
+    "cosine",
+    "sine",
+    "fuse",
+)
 LAYER_NAMES = ("take_layer", "put_layer", "write_layer")
 PLAIN_NAMES = ("blank", "argmax")  # not called in loops over layers
 

@@ -8,3 +8,4 @@
 #include "layers.h"
 #include "multiply.h"
 #include "recur.h"
+#include "route.h"

@@ -11,6 +11,7 @@
 #include "fuse.h"
 #include "multiply.h"
 #include "recur.h"
+#include "route.h"
 
 namespace {
 
@@ -53,6 +54,7 @@ SYSTOLIC_FOR_LAYER(attend_scaled)
 SYSTOLIC_FOR_LAYER(recur)
 SYSTOLIC_FOR_LAYER(select)
 SYSTOLIC_FOR_LAYER(advance)
+SYSTOLIC_FOR_LAYER(route)
 SYSTOLIC_FOR_LAYER(cosine)
 SYSTOLIC_FOR_LAYER(sine)
 SYSTOLIC_FOR_LAYER(fuse)

@@ -1,4 +1,4 @@
-"""Which nodes of a program native kernels compute, beside products: attention, recurrences, angles, choices.
+"""Which nodes native kernels compute, beside products: attention, recurrences, experts, angles, choices.
 
 Attention is found by its shape, whatever model it is from: scores of queries with a state, scaled, maybe
 bounded, hidden by a mask, normalised, and mixed with another state. Its kernel reads only what the mask lets
@@ -45,6 +45,8 @@ def select(
             found = _attention(node, users, shown, kernels)
         elif node.op.name in ("loop", "linear_scan", "add"):
             found = select_recurrence(node, kernels)
+        elif node.op.name == "routed_contraction":
+            found = _route(node, kernels)
         elif node.op.name in ANGLES and node.tensor.dtype == "f32":
             found = _of_angles(node, kernels)
         elif node.op.name == "argmax":
@@ -73,6 +75,25 @@ def _argmax(node: Node, kernels: Kernels) -> Selected | None:
 
     def lower(block: Block, node: Node, x: Value) -> Value:
         return call_kernel(block, kernels.target("argmax"), (x,), node.tensor, "")
+
+    return Selected(node.sources, lower)
+
+
+def _route(node: Node, kernels: Kernels) -> Selected | None:
+    """Products with chosen matrices of a stack, which is read as it is kept."""
+    x, weights, index = node.sources
+    kinds = x.tensor.dtype, weights.tensor.dtype, index.tensor.dtype
+    if kinds not in (("f32", "f32", "i32"), ("f32", "bf16", "i32")):
+        return None
+    target, turned = kernels.target("route"), str(node.params["axes"] == "dn").lower()
+
+    def lower(block: Block, node: Node, x: Value, weights: Value, index: Value) -> Value:
+        width = x.type.static_shape[-1]
+        x = block.reshape(x, (x.type.size // width, width))
+        index = block.reshape(index, (index.type.size,))
+        result = TensorType((index.type.size, node.tensor.static_shape[-1]), "f32")
+        made = call_kernel(block, target, (x, weights, index), result, f"turned = {turned}")
+        return block.reshape(made, node.tensor.static_shape)
 
     return Selected(node.sources, lower)
 
