@@ -60,7 +60,7 @@ TABLES: Mapping[str, Table] = {
     "parts": Table("startup", "--parts --rounds 5", 15),
     "batch": _judged("batch", 50),
     "capacity": _judged("capacity", 40),
-    "overhead": _judged("overhead", 25),
+    "overhead": _judged("overhead", 30),
     "compile": _judged("compile", 45),
     "window": _judged("window", 170),
     "decode-0.1b": Table("decode", f"--model llama-0.1b --dtypes f32,bf16,int8 {DECODE}", 150),
@@ -69,7 +69,7 @@ TABLES: Mapping[str, Table] = {
     "1b-int8": Table("decode", f"{OF_1B} --dtypes int8 --peers jax,llama.cpp,onnxruntime,openvino", 150),
     "gpt2": Table("decode", f"--model gpt2 --dtypes f32,bf16 {DECODE}", 120),
     "prefill-gpt2": Table("prefill", "--model gpt2 --dtypes f32 --prompt 512 --rounds 3", 80),
-    "mamba": Table("decode", f"--model mamba-130m --dtypes f32,bf16,int8 {DECODE}", 120),
+    "mamba": Table("decode", f"--model mamba-130m --dtypes f32,bf16,int8 {DECODE}", 80),
     "mistral": Table(
         "decode", f"--model mistral-window --dtypes f32 --prompt 1100 --capacity 2048 {DECODE}", 60
     ),
@@ -89,8 +89,8 @@ TABLES: Mapping[str, Table] = {
     ),
     "states": Table("long_context", "--rounds 5", 60),
     "rolling": Table("rolling", "--rounds 16", 120),
-    "serving": Table("serving", "", 45),
-    "pages": Table("pages", "", 15),
+    "serving": Table("serving", "", 20),
+    "pages": Table("pages", "", 5),
     "forms": Table("forms", "", 90),
     "quality": Table("quality", "", 300),
 }

@@ -134,11 +134,10 @@ def different_tokens(entries: Sequence[Entry]) -> list[str]:
 
 
 def agreement(entry: Entry, entries: Sequence[Entry]) -> tuple[int, int]:
-    """How many tokens of each row are those of the first f32 contestant with the same rows (without one: of
-    the first that keeps weights alike) before the first that is another, and how many there are."""
-    same_rows = [base for base in entries if base.setting.rows == entry.setting.rows]
-    of_f32 = [base for base in same_rows if base.setting.dtype == "f32"]
-    base = (of_f32 or [base for base in same_rows if base.setting.dtype == entry.setting.dtype])[0]
+    """How many tokens of each row are those of the first contestant (ours) that keeps its weights alike,
+    before the first that is another, and how many there are."""
+    alike = (entry.setting.dtype, entry.setting.rows)
+    base = next(base for base in entries if (base.setting.dtype, base.setting.rows) == alike)
     assert base.tokens is not None
     assert entry.tokens is not None
     differ = (base.tokens != entry.tokens).any(axis=0)
@@ -200,7 +199,12 @@ def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def absent_lines(absent: Mapping[str, str]) -> str:
-    return "".join(f"\n- absent: {name}: {reason}" for name, reason in absent.items())
+    """A line for each peer and reason, with the dtypes that it holds for."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, reason in absent.items():
+        peer, _, dtype = name.partition(", ")
+        found.setdefault((peer, reason), []).extend([dtype] if dtype else [])
+    return "".join(f"\n- absent: {', '.join([peer, *of])}: {why}" for (peer, why), of in found.items())
 
 
 def limits_line(record: Record) -> str:

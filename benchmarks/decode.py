@@ -113,7 +113,7 @@ def table(record: Record) -> str:
             ]
         )
     ratios = ratio_heading(record.rows)
-    heading = ["", "weights", "tokens/s", *ratios, "of the bandwidth", "same tokens"]
+    heading = ["", "weights", "tokens/s", *ratios, "of the bandwidth", "tokens as ours"]
     settings = f"{record.settings['tokens']} tokens behind {record.settings['prompt']}"
     title = f"{record.model} ({record.parameters / 1e9:.2f} B), {settings}; {limits_line(record)}\n\n"
     return title + markdown(heading, rows) + absent_lines(record.absent)
