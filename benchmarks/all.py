@@ -50,6 +50,8 @@ def _judged(name: str, seconds: int) -> Table:
 
 
 DECODE = "--tokens 16 --rounds 3"
+# torch.compile's prompts are those of transformers.
+PROMPT = "--prompt 512 --rounds 3 --peers jax,transformers,llama.cpp,onnxruntime,openvino"
 OF_1B = "--model llama-1b --tokens 12 --rounds 3"  # a process for each dtype, or memory is short
 TABLES: Mapping[str, Table] = {
     "f32": _judged("f32", 90),
@@ -64,11 +66,11 @@ TABLES: Mapping[str, Table] = {
     "compile": _judged("compile", 45),
     "window": _judged("window", 170),
     "decode-0.1b": Table("decode", f"--model llama-0.1b --dtypes f32,bf16,int8 {DECODE}", 150),
-    "prefill-0.1b": Table("prefill", "--model llama-0.1b --dtypes f32,bf16 --prompt 512 --rounds 3", 100),
+    "prefill-0.1b": Table("prefill", f"--model llama-0.1b --dtypes f32,bf16 {PROMPT}", 80),
     "1b-bf16": Table("decode", f"{OF_1B} --dtypes bf16 --peers jax,transformers,llama.cpp", 150),
     "1b-int8": Table("decode", f"{OF_1B} --dtypes int8 --peers jax,llama.cpp,onnxruntime,openvino", 150),
     "gpt2": Table("decode", f"--model gpt2 --dtypes f32,bf16 {DECODE}", 120),
-    "prefill-gpt2": Table("prefill", "--model gpt2 --dtypes f32 --prompt 512 --rounds 3", 80),
+    "prefill-gpt2": Table("prefill", f"--model gpt2 --dtypes f32 {PROMPT}", 60),
     "mamba": Table("decode", f"--model mamba-130m --dtypes f32,bf16,int8 {DECODE}", 80),
     "mistral": Table(
         "decode", f"--model mistral-window --dtypes f32 --prompt 1100 --capacity 2048 {DECODE}", 60
@@ -81,7 +83,7 @@ TABLES: Mapping[str, Table] = {
         "--model llama-0.5b --dtypes f32,bf16 --tokens 8 --rounds 3 --peers transformers,torch-compile",
         150,
     ),
-    "recurrent": Table("recurrent", "--rounds 3 --tokens 24 --positions none", 240),
+    "recurrent": Table("recurrent", "--rounds 3 --tokens 24 --positions none", 200),
     "positions": Table(
         "recurrent",
         "--models mamba-130m,rwkv-169m --peers none --prompt 64 --tokens 24 --positions 100,4000",
