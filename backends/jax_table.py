@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from ..compiler.program import STATE_PREFIX, Program
 from ..ir.graph import Graph, Node
+from ..ir.ops.packing import BLOCK, TABLE
 from ..ir.ops.program import SCALES
 from ..ir.types import DTYPES
 
@@ -170,6 +171,17 @@ def _loop(
     return (*carried, *(jnp.moveaxis(array, 0, 1) for array in joined))
 
 
+def _unpack(rows: Array, places: Array, values: Array) -> Array:
+    lower = values.dtype.itemsize - 1
+    blocks = rows[:, TABLE:].reshape(len(rows), -1, BLOCK * lower + BLOCK // 2)
+    halves = blocks[..., BLOCK * lower :]
+    codes = jnp.concatenate([halves & 15, halves >> 4], axis=-1).reshape(len(rows), -1)
+    upper = jnp.take_along_axis(rows[:, :TABLE], codes.astype(jnp.int32), axis=1)
+    low = blocks[..., : BLOCK * lower].reshape(*upper.shape, lower)
+    whole = jax.lax.bitcast_convert_type(jnp.concatenate([low, upper[..., None]], axis=-1), values.dtype)
+    return whole.reshape(-1).at[places].add(values, mode="drop").reshape(upper.shape)
+
+
 JAX: dict[str, Callable[..., Any]] = {
     "input": _given,
     "parameter": _given,
@@ -232,6 +244,7 @@ JAX: dict[str, Callable[..., Any]] = {
     "add_at": partial(_join_at, "add"),
     "max_at": partial(_join_at, "max"),
     "take": _take,
+    "unpack": _unpack,
     "top_k": _top_k,
     "routed_contraction": _routed_contraction,
     "read_rows": _read_rows,

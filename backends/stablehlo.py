@@ -22,6 +22,7 @@ from .stablehlo_control import COUNTER, dynamic_slice, dynamic_update, repeat_wh
 from .stablehlo_elementwise import ELEMENTWISE
 from .stablehlo_linear import LINEAR
 from .stablehlo_order import ORDER
+from .stablehlo_packing import PACKING
 from .stablehlo_routing import ROUTING
 from .stablehlo_scan import linear_scan
 from .stablehlo_text import (
@@ -227,6 +228,7 @@ LOWERINGS: dict[str, Lowering] = {
     **ELEMENTWISE,
     **LINEAR,
     **ORDER,
+    **PACKING,
     **ROUTING,
     "linear_scan": linear_scan,
     "loop": _loop,

@@ -92,10 +92,10 @@ def _cut(block: Block, node: Node, x: Value, weights: Value, limit: Value) -> Va
 
 
 def _join_at(join: str) -> Lowering:
-    return lambda block, node, x, indices, values: _scatter(block, join, x, indices, values)
+    return lambda block, node, x, indices, values: scatter(block, join, x, indices, values)
 
 
-def _scatter(block: Block, join: str, x: Value, indices: Value, values: Value) -> Value:
+def scatter(block: Block, join: str, x: Value, indices: Value, values: Value) -> Value:
     """A scatter, which by definition drops what lies outside; leading axes are one batching axis."""
     *leading, size = x.type.static_shape
     rows, count = math.prod(leading), indices.type.static_shape[-1]

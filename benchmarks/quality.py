@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 
 import systolic as sy
-from systolic.models.load import WEIGHT_DTYPES
-from systolic.models.quantised import SCHEMES
+from systolic.models.load import COMPACT, WEIGHT_DTYPES
 
 from .contest import command_line, markdown
 from .subjects import ROOT
@@ -120,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--weights", default=",".join(("f32", *WEIGHT_DTYPES[1:], *SCHEMES)))
+    parser.add_argument("--weights", default=",".join((*WEIGHT_DTYPES, *COMPACT)))
     parser.add_argument("--states", default=",".join(STATES))
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")

@@ -19,9 +19,9 @@ from ..ir.errors import SystolicError
 from ..ir.types import DTYPES
 from .adapter_sites import Sites, Target
 from .families import FAMILIES
+from .load import COMPACT
 from .model import AdapterChoice, Model
 from .peft import F32, Adapter, Factors, read_adapter
-from .quantised import SCHEMES
 from .weights import Naming, StoredTensor
 
 PROMPTS = "adapters.prompts"  # the parameter with all learned vectors
@@ -35,10 +35,10 @@ def with_adapters(model: Model, directories: Mapping[str, str | Path]) -> Model:
     Raises ``SystolicError`` that names the adapter where it does not fit the model, or cannot be kept beside
     others.
     """
-    if model.dtype in SCHEMES:
+    if model.dtype in COMPACT:
         raise SystolicError(
             f"{model.name} is kept as {model.dtype}, beside which no adapter can be kept; merge it when the "
-            "model is loaded, or keep the weights as bf16"
+            "model is loaded, or keep the weights as f32 or bf16"
         )
     adapters = {name: read_adapter(directory) for name, directory in directories.items()}
     numbered = [adapter for adapter in adapters.values() if adapter.prompt is None]

@@ -14,17 +14,20 @@ from ..ir.graph import Graph, Node, copy_node, make_node
 from ..ir.ops import OPS
 from ..ir.types import FLOATS, TEXT
 from .chat_template import read_chat_template
+from .compact import Form, keep_compact
 from .embedded import DEFAULT, locate
 from .families import build, family_of
 from .merge import merge
 from .model import Constraints, Model
+from .packed import PACKINGS
 from .peft import read_adapter
 from .positions import looks_positions_up
-from .quantised import SCHEMES, quantise
+from .quantised import SCHEMES
 from .spec import Config, read_config
 from .weights import fit, read_checkpoint
 
 WEIGHT_DTYPES = ("f32", "bf16", "f16")
+COMPACT: Mapping[str, Form] = {**PACKINGS, **SCHEMES}  # what matrices can be kept as, beside floats
 
 
 def load(
@@ -38,11 +41,12 @@ def load(
     ``adapter`` is a directory with LoRA factors as the peft library writes them, or several: they are merged
     into the weights, each when it is read.
 
-    ``dtype`` is how weights are kept: f32, bf16, f16, or integers with scales (``quantised.SCHEMES``);
-    they are computed with as f32. Raises ``SystolicError`` naming the file and what was expected of it.
+    ``dtype`` is how weights are kept: f32, bf16, f16; f32 or bf16 in fewer bytes (``packed.PACKINGS``), or
+    integers with scales (``quantised.SCHEMES``). They are computed with as f32. Raises ``SystolicError``
+    naming the file and what was expected of it.
     """
-    if dtype not in (*WEIGHT_DTYPES, *SCHEMES):
-        known = ", ".join((*WEIGHT_DTYPES, *SCHEMES))
+    if dtype not in (*WEIGHT_DTYPES, *COMPACT):
+        known = ", ".join((*WEIGHT_DTYPES, *COMPACT))
         raise SystolicError(f"weights cannot be kept as {dtype!r}; known: {known}")
     path = locate(path_or_name)
     config = read_config(path if path.is_file() else path / "config.json")
@@ -54,13 +58,14 @@ def load(
         raise SystolicError(f"{path}: has no weights that an adapter could be merged into")
     if adapters and stored is not None:
         graph, stored = merge(graph, stored, family_of(config).naming, [read_adapter(a) for a in adapters])
-    if dtype in WEIGHT_DTYPES[1:]:
-        graph = keep_weights_as(graph, dtype)
+    floats = COMPACT[dtype].dtype if dtype in COMPACT else dtype
+    if floats != "f32":
+        graph = keep_weights_as(graph, floats)
     weights: Mapping[str, np.ndarray] | None = None
     if stored is not None:
         weights = fit(graph, stored, family_of(config).naming, str(directory))
-    if dtype in SCHEMES:
-        graph, weights = quantise(graph, weights, dtype)
+    if dtype in COMPACT:
+        graph, weights = keep_compact(graph, weights, COMPACT[dtype])
     return Model(
         name=path.resolve().name if directory is not None else path.stem,
         path=path,

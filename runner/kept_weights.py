@@ -27,8 +27,8 @@ from ..backends.cache import default_cache_directory, mark_used, remove_oldest, 
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph
 from ..ir.types import DTYPES
-from ..models import quantised, weights
-from ..models.quantised import QuantisedWeights
+from ..models import compact, packed, quantised, weights
+from ..models.compact import CompactWeights
 from ..models.read_ahead import read_ahead
 from ..models.weights import ALIGNMENT, STORED, StoredTensor, Weights, read_file
 
@@ -42,7 +42,7 @@ def kept_weights(
     given: Mapping[str, np.ndarray] | None, graph: Graph, alignment: int, directory: Path | None
 ) -> Mapping[str, np.ndarray] | None:
     """The weights of a graph, kept in ``directory`` (None is the user's cache) where that spares work."""
-    if not isinstance(given, Weights | QuantisedWeights):
+    if not isinstance(given, Weights | CompactWeights):
         return given
     made = {
         port.name: port.tensor
@@ -55,7 +55,7 @@ def kept_weights(
     made_from = given.identity
     if made_from is None:
         return given
-    sources = [Path(str(module.__file__)).read_bytes() for module in (weights, quantised)]
+    sources = [Path(str(module.__file__)).read_bytes() for module in (weights, compact, quantised, packed)]
     digest = hashlib.sha256(repr((made_from, sorted(map(str, made.items())), sources)).encode()).hexdigest()
     return KeptWeights(given, (directory or default_cache_directory()) / f"{digest}{ENDING}", size, limit)
 
@@ -63,7 +63,7 @@ def kept_weights(
 class KeptWeights(Mapping[str, np.ndarray]):
     """Weights of which ``entry`` has what takes time to make, ``size`` bytes, once it was written."""
 
-    def __init__(self, given: Weights | QuantisedWeights, entry: Path, size: int, limit: int) -> None:
+    def __init__(self, given: Weights | CompactWeights, entry: Path, size: int, limit: int) -> None:
         self._given = given
         self._entry = entry
         self._size = size
@@ -84,7 +84,7 @@ class KeptWeights(Mapping[str, np.ndarray]):
         if name in self._found:
             stored = self._found[name]
             return stored.array(np.dtype(DTYPES[STORED[stored.dtype]]), alignment)
-        return self._given.array(name, alignment) if isinstance(self._given, Weights) else self._given[name]
+        return self._given.array(name, alignment)
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.array(name)

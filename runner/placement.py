@@ -16,8 +16,8 @@ from ..ir.errors import SystolicError
 from ..ir.graph import Graph
 from ..ir.ports import Port
 from ..ir.types import DTYPES
+from ..models.compact import CompactWeights
 from ..models.model import Model
-from ..models.quantised import QuantisedWeights
 from ..models.weights import Weights, aligned_empty
 from .kept_weights import KeptWeights, kept_weights
 
@@ -26,7 +26,7 @@ def with_kept_weights(model: Model, backend: Backend, directory: Path | None) ->
     """The model with weights that are found in ``directory`` if an earlier process made them, and begin to be
     read now."""
     weights = kept_weights(model.weights, model.graph, backend.alignment, directory)
-    if isinstance(weights, (Weights, QuantisedWeights, KeptWeights)):
+    if isinstance(weights, (Weights, CompactWeights, KeptWeights)):
         weights.read_ahead()
     return replace(model, weights=weights)
 
@@ -48,9 +48,11 @@ def place_weights(
             raise SystolicError(f"the weights of {model} have no tensor {node.name}")
 
     def make(node: Port) -> tuple[str, np.ndarray]:
-        if isinstance(weights, (Weights, KeptWeights)):
-            return node.name, _checked(node, weights.array(node.name, backend.alignment))
-        return node.name, _aligned(_checked(node, weights[node.name]), backend.alignment)
+        if isinstance(weights, (Weights, CompactWeights, KeptWeights)):
+            array = weights.array(node.name, backend.alignment)
+        else:
+            array = weights[node.name]
+        return node.name, _aligned(_checked(node, array), backend.alignment)
 
     largest_first = sorted(ports, key=lambda node: node.tensor.bytes, reverse=True)
     with ThreadPoolExecutor(os.cpu_count(), "place") as threads:

@@ -24,6 +24,7 @@ from systolic.compiler.program import Program
 from systolic.ir.graph import Graph, Node, make_node
 from systolic.ir.ops import OPS
 from systolic.ir.types import TensorType, dtype_name
+from systolic.models.packed import PACKINGS
 
 F32, BF16 = np.float32, ml_dtypes.bfloat16
 
@@ -143,7 +144,7 @@ def _elementwise_samples() -> list[Sample]:
         Sample("power", "positive", (_POSITIVE, _array(0.5))),
         Sample("power", "negative base", (_array([-2.0, 0.0, -1.5]), _array([3.0, 0.0, 2.0]))),
     ]
-    return samples + _bit_samples() + _choice_samples()
+    return samples + _bit_samples() + _packed_samples() + _choice_samples()
 
 
 def _bit_samples() -> list[Sample]:
@@ -155,6 +156,18 @@ def _bit_samples() -> list[Sample]:
         samples.append(Sample(op, "u32", (words[0], amounts)))
         samples.append(Sample(op, "broadcast", (words[0][:, None], amounts)))
         samples.append(Sample(op, "i32", signed))
+    return samples
+
+
+def _packed_samples() -> list[Sample]:
+    """Weights of which some are too small for the table of their row, and some rows without any such."""
+    samples = []
+    for kind, dtype in (("f32-packed", F32), ("bf16-packed", BF16)):
+        weights = random(6, 128)
+        weights[2, ::9] *= 1e-20
+        weights[3] = 0
+        rows, values, places = PACKINGS[kind].parts("w", 6, 128, ((slice(None), weights.astype(dtype)),))
+        samples.append(Sample("unpack", kind, (rows, places, values)))
     return samples
 
 

@@ -136,12 +136,13 @@ def test_joining_is_taken_only_where_it_is_faster(llama):
 
 
 def test_integers_with_scales_are_read_as_they_are_kept_and_scaled_on_the_way():
-    from systolic.models.quantised import quantise
+    from systolic.models.compact import keep_compact
+    from systolic.models.load import COMPACT
 
     built = build(Config("config.json", LLAMA))[1]
     plain, kept = (
         predict(plan_program(run_passes(graph)[-1].graph, V5E, context=64, dtype="bf16"), 8)
-        for graph in (built, quantise(built, None, "int8-32")[0])
+        for graph in (built, keep_compact(built, None, COMPACT["int8-32"])[0])
     )
     matrices = weight_elements(graph_of(LLAMA)) - 32000 * 1024 - 7 * 1024  # without embedding and norms
     saved = matrices * (2 - 1 - 2 / 32)  # bf16 against a byte and a share of a bf16 scale
@@ -156,9 +157,10 @@ def test_integers_with_scales_are_read_as_they_are_kept_and_scaled_on_the_way():
 
 
 def test_weights_that_are_made_too_often_are_made_first():
-    from systolic.models.quantised import quantise
+    from systolic.models.compact import keep_compact
+    from systolic.models.load import COMPACT
 
-    built = quantise(build(Config("config.json", LLAMA))[1], None, "int4-32")[0]
+    built = keep_compact(build(Config("config.json", LLAMA))[1], None, COMPACT["int4-32"])[0]
     compiler = replace(V5E.compiler, bytes_per_cycle=1e5, window_bytes=1 << 20)
     slow = replace(V5E, vector=replace(V5E.vector, lanes=4), compiler=compiler)
     plan = plan_program(run_passes(built)[-1].graph, slow, context=2048, phase="prefill", dtype="bf16")

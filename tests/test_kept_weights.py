@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import systolic as sy
+from systolic.models.compact import keep_compact
 from systolic.models.embedded import embedded_models
+from systolic.models.load import COMPACT
 from systolic.models.merge import MergedTensor
-from systolic.models.quantised import quantise
 from systolic.models.weights import ALIGNMENT, read_file
 from systolic.runner import kept_weights
 from systolic.runner.executable import Executable
@@ -118,7 +119,7 @@ def test_the_file_used_last_stays_where_there_is_no_room_for_both(checkpoint, mo
 def test_weights_that_are_not_those_of_files_are_not_kept(checkpoint):
     model = sy.load(checkpoint)
     arrays = {name: np.array(array) for name, array in (model.weights or {}).items()}
-    graph, rounded = quantise(model.graph, arrays, "int8")
+    graph, rounded = keep_compact(model.graph, arrays, COMPACT["int8"])
     assert kept_weights.kept_weights(rounded, graph, 64, None) is rounded
     merged = MergedTensor(*(None,) * 7)  # type: ignore[arg-type]  # whatever is merged
     assert merged.identity is None

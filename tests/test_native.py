@@ -19,8 +19,9 @@ from systolic.backends.xla import XlaBackend, processor
 from systolic.compiler.derive import choose_states, derive_chunk
 from systolic.compiler.pipeline import passes_with, run_passes
 from systolic.ir.types import DTYPES
-from systolic.models.load import load
-from systolic.models.quantised import SCHEMES, quantise
+from systolic.models.compact import keep_compact
+from systolic.models.load import COMPACT, load
+from systolic.models.quantised import SCHEMES
 from systolic.runner.compilation import compile
 
 pytestmark = pytest.mark.optimised
@@ -310,7 +311,9 @@ def test_zeros_are_zeros_also_where_something_else_was(native, shape):
 def test_integers_are_read_as_they_are_kept(native, plain, kind, rows):
     random = np.random.default_rng(2)
     weights = {"w": random.normal(size=(131, 192)).astype(np.float32)}
-    graph, kept = quantise(sy.trace(lambda x: sy.parameter("w", (131, 192)) @ x, x="f32[192]"), weights, kind)
+    graph, kept = keep_compact(
+        sy.trace(lambda x: sy.parameter("w", (131, 192)) @ x, x="f32[192]"), weights, COMPACT[kind]
+    )
     program = chunk_program(graph, rows=rows)
     x = random.normal(size=(rows, 1, 192)).astype(np.float32)
     inputs = {"x": x, "offset": np.zeros(rows, np.int32), "length": np.ones(rows, np.int32)}

@@ -12,8 +12,9 @@ import pytest
 import systolic as sy
 from systolic.backends import backend_named
 from systolic.ir.types import DTYPES
-from systolic.models.load import keep_weights_as
-from systolic.models.quantised import SCHEMES, quantise
+from systolic.models.compact import keep_compact
+from systolic.models.load import COMPACT, keep_weights_as
+from systolic.models.quantised import SCHEMES
 from systolic.models.weights import ALIGNMENT, Naming, fit, read_file
 from systolic.runner.placement import place_weights
 
@@ -93,15 +94,15 @@ def test_integers_are_the_same_from_a_file_and_from_an_array(tmp_path, kind, sto
     write(tmp_path / "weights.safetensors", arrays, stored.upper(), 8)
     mapped = fit(graph(), read_file(tmp_path / "weights.safetensors"), Naming(), "here")
     given = {name: array.astype(np.float32) for name, array in arrays.items()}
-    _, from_file = quantise(graph(), mapped, kind)
-    _, from_arrays = quantise(graph(), given, kind)
+    _, from_file = keep_compact(graph(), mapped, COMPACT[kind])
+    _, from_arrays = keep_compact(graph(), given, COMPACT[kind])
     assert set(from_file) == set(from_arrays) > {"matrix.integers", "matrix.scales"}
     for name in from_arrays:
         np.testing.assert_array_equal(from_file[name], from_arrays[name])
 
 
 def test_scales_do_not_depend_on_what_is_asked_for_first():
-    _, weights = quantise(graph(), values("f32"), "int8-32")
+    _, weights = keep_compact(graph(), values("f32"), COMPACT["int8-32"])
     first = weights["matrix.scales"]
     assert weights["matrix.integers"].shape == (96, 2, 32)
     np.testing.assert_array_equal(weights["matrix.scales"], first)

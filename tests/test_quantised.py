@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 
 import systolic as sy
-from systolic.models.load import load
-from systolic.models.quantised import SCALES, SCHEMES, VALUES, Scheme, quantise
+from systolic.models.compact import keep_compact
+from systolic.models.load import COMPACT, load
+from systolic.models.quantised import SCALES, SCHEMES, VALUES, Scheme
 
 
 @pytest.mark.parametrize("kind", list(SCHEMES))
 def test_a_weight_is_at_most_half_a_step_away(kind):
     weights = np.random.default_rng(0).normal(size=(40, 128)).astype(np.float32)
     graph = sy.trace(lambda x: sy.parameter("w", (40, 128)) @ x, x="f32[128]")
-    found, kept = quantise(graph, {"w": weights}, kind)
+    found, kept = keep_compact(graph, {"w": weights}, COMPACT[kind])
     executable = sy.compile(found, kept, backend="numpy", capacity=128)
     columns = np.eye(128, dtype=np.float32)
     program = executable.programs.score(128)
@@ -38,9 +39,9 @@ def test_what_is_no_matrix_or_fits_no_group_stays():
         return (sy.parameter("odd", (100, 100)) @ (x + table)) * sy.parameter("scale", (100,))
 
     graph = sy.trace(model, x="f32[100]")
-    names = {node.name for node in quantise(graph, None, "int8-32")[0].parameters}
+    names = {node.name for node in keep_compact(graph, None, COMPACT["int8-32"])[0].parameters}
     assert names == {"table", "odd", "scale"}
-    names = {node.name for node in quantise(graph, None, "int8")[0].parameters}
+    names = {node.name for node in keep_compact(graph, None, COMPACT["int8"])[0].parameters}
     assert names == {"table", "odd" + VALUES, "odd" + SCALES, "scale"}
 
 

@@ -9,6 +9,7 @@ from ...ir.graph import Node
 from ...ir.ops.linear import split_subscripts
 
 LEAST_WEIGHTS = 1 << 12  # elements: below it, a choice costs more than it saves
+PACKED = ("rows", "values", "places")  # what a matrix is kept as if its floats are packed
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class Product:
     @property
     def kind(self) -> tuple[object, ...]:
         """What products that are computed together have in common."""
-        groups = [kept.tensor.shape[1] for kept in self.stored[1:]]
-        return self.x, self.stored[0].tensor.dtype, *groups, self.turned
+        groups = [kept.tensor.shape[1:] for kept in self.stored[1:]]
+        return self.x, self.weights, *groups, self.turned
 
     @property
     def is_ready(self) -> bool:
@@ -44,7 +45,9 @@ class Product:
 
     @property
     def weights(self) -> str:
-        """How the weights are kept: ``f32``, ``bf16``, ``int8`` or ``int4``."""
+        """How the weights are kept, of ``table.WEIGHTS``."""
+        if len(self.stored) == len(PACKED):
+            return f"{self.stored[1].tensor.dtype}-packed"
         return {"i8": "int8", "u8": "int4"}.get(self.stored[0].tensor.dtype, self.stored[0].tensor.dtype)
 
 
@@ -70,10 +73,17 @@ def find_product(node: Node) -> Product | None:
 
 
 def _stored(matrix: Node) -> tuple[Node, ...]:
-    """What a matrix [n, d] is kept as: itself, bf16, or integers [n, G, …] and their scales [n, G]; see
-    ``models.quantised`` for the form of the latter."""
+    """What a matrix [n, d] is kept as: itself, bf16, packed floats, that is rows, and values outside of them
+    and their places, or integers [n, G, …] and their scales [n, G]; see ``ir.ops.packing`` and
+    ``models.quantised``."""
+    floats = matrix
     if matrix.op.name == "cast" and matrix.sources[0].tensor.dtype == "bf16":
-        return matrix.sources
+        (floats,) = matrix.sources
+    if floats.op.name == "unpack":
+        rows, places, values = floats.sources
+        return rows, values, places
+    if floats is not matrix:
+        return (floats,)
     if matrix.op.name != "reshape" or matrix.sources[0].op.name != "multiply":
         return (matrix,)
     wide, spread = matrix.sources[0].sources

@@ -9,11 +9,15 @@ import numpy as np
 from ...compiler.program import Program
 from ...ir.graph import Graph, Node, make_node
 from ...ir.ops import OPS
-from ...ir.types import DTYPES, TensorType
+from ...ir.ops.packing import BLOCK, TABLE, block_bytes, pack_rows, packed_types
+from ...ir.types import DTYPES, TensorType, dtype_name
 from .table import Setting
+
+Array = np.ndarray
 
 GROUP = 32  # int4 weights that share a scale
 SCALES = ".scales"  # what the name of a parameter ends with that is no matrix
+ROWS, VALUES, PLACES = ".rows", ".values", ".places"  # of packed floats
 
 
 def sample_program(setting: Setting, matrices: int = 1, steps: int = 1) -> Program:
@@ -52,13 +56,34 @@ def sample_arrays(program: Program, seed: int = 0) -> dict[str, np.ndarray]:
             return (unit / largest * random.uniform(1, 2, shape)).astype(dtype)
         return (unit * random.standard_normal(shape, np.float32)).astype(dtype)
 
-    return {node.name: draw(node) for node in (*program.graph.parameters, x)}
+    arrays = {node.name: draw(node) for node in (*program.graph.parameters, x)}
+    for name in [name for name in arrays if name.endswith(ROWS)]:
+        matrix, rows = name.removesuffix(ROWS), arrays[name]
+        _draw_packed(random, rows, arrays[matrix + VALUES], arrays[matrix + PLACES])
+    return arrays
+
+
+def _draw_packed(random: np.random.Generator, rows: Array, values: Array, places: Array) -> None:
+    """Packed floats that were drawn."""
+    dtype = values.dtype
+    width = (rows.shape[1] - TABLE) // block_bytes(dtype_name(dtype)) * BLOCK
+    drawn = (width**-0.5 * random.standard_normal((len(rows), width), np.float32)).astype(dtype)
+    outside = pack_rows(drawn, rows)
+    places[:] = drawn.size
+    places[: len(outside)] = outside
+    values[: len(outside)] = drawn.reshape(-1)[outside]
 
 
 def _kept(setting: Setting, name: str) -> Iterator[tuple[str, TensorType]]:
     """The parameters that a matrix is kept as."""
     columns, width = setting.columns, setting.width
-    if setting.weights in ("f32", "bf16"):
+    floats, _, packed = setting.weights.partition("-")
+    if packed:
+        types = packed_types(columns, width, floats)
+        assert types is not None
+        yield from zip((name + suffix for suffix in (ROWS, VALUES, PLACES)), types, strict=True)
+        return
+    if floats in ("f32", "bf16"):
         yield name, TensorType((width, columns) if setting.turned else (columns, width), setting.weights)
         return
     groups = width // GROUP if setting.weights == "int4" else 1
@@ -77,9 +102,13 @@ def _products(setting: Setting, x: Node, kept: Sequence[Node]) -> Node:
     return x
 
 
-def _widened(setting: Setting, values: Node, scales: Node | None = None) -> Node:
+def _widened(setting: Setting, values: Node, *rest: Node) -> Node:
     """The matrix as f32, from what it is kept as."""
-    if scales is None:
+    if rest and not setting.weights.startswith("int"):
+        outside, places = rest
+        floats = _make("unpack", values, places, outside)
+        return floats if floats.tensor.dtype == "f32" else _make("cast", floats, dtype="f32")
+    if not rest:
         return values if setting.weights == "f32" else _make("cast", values, dtype="f32")
     if setting.weights == "int4":
         lower = _make("bitwise_and", values, _number(np.uint8(15)))
@@ -88,6 +117,7 @@ def _widened(setting: Setting, values: Node, scales: Node | None = None) -> Node
         wide = _make("subtract", _make("concatenate", *halves, axis=2), _number(np.float32(8)))
     else:
         wide = _make("cast", values, dtype="f32")
+    (scales,) = rest
     spread = _make("reshape", scales, shape=(*scales.tensor.shape, 1))
     return _make("reshape", _make("multiply", wide, spread), shape=(setting.columns, setting.width))
 

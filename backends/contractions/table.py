@@ -25,7 +25,7 @@ FORMS: Mapping[str, str] = {
     "split": "vectors as two of fewer bits each, multiplied in the numbers that weights are kept in",
     "rounded": "vectors rounded to the numbers that weights are kept in",
 }
-WEIGHTS = ("f32", "bf16", "int8", "int4")  # how they are kept
+WEIGHTS = ("f32", "bf16", "int8", "int4", "f32-packed", "bf16-packed")  # how they are kept
 USUAL = ("kernel", "dot")  # what is taken where nothing else is known to be faster
 MARGIN = 0.95  # of its time: two runs of one program differ by as much
 PACKAGED = Path(__file__).parent / "measured" / "avx512.json"

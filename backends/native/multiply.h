@@ -228,6 +228,10 @@ inline void NarrowRow(const W* row, int64_t k, int64_t count, uint16_t* to) {
 }
 #endif
 
+// What coded weights are in a tile.
+template <typename W, typename Step>
+using Number = std::conditional_t<Step::kPer == 1, float, uint16_t>;
+
 // One tile: `rows` of weights from `row` on, numbers k .. k + count. Rows that are missing are zero.
 template <typename Step, typename W>
 void CopyTile(const Matrix<W>& matrix, int64_t total, int64_t groups, bool turned, int64_t row, int64_t rows, int64_t k,
@@ -253,8 +257,10 @@ void CopyTile(const Matrix<W>& matrix, int64_t total, int64_t groups, bool turne
     return;
   }
   for (int64_t r = 0; r < rows; ++r) {
-    const W* from = matrix.w + (row + r) * total / PerElement<W>();
-    if constexpr (Step::kPer == 1) {
+    const W* from = matrix.w + (row + r) * RowLength<W>(total);
+    if constexpr (kCoded<W>) {
+      UnpackRow(from, k, count, reinterpret_cast<Number<W, Step>*>(to + r * kApart));
+    } else if constexpr (Step::kPer == 1) {
       const float* scales = groups > 1 || std::is_same<W, Packed>::value ? matrix.scales + (row + r) * groups : nullptr;
       WidenRow(from, scales, total / groups, k, count, to + r * kApart);
     } else {
@@ -262,6 +268,15 @@ void CopyTile(const Matrix<W>& matrix, int64_t total, int64_t groups, bool turne
       NarrowRow(from, k, count, reinterpret_cast<uint16_t*>(to + r * kApart));
 #endif
     }
+  }
+  if constexpr (kCoded<W>) {
+    matrix.outside.Each(row * total, (row + rows) * total, [&](int64_t place, auto value) {
+      const int64_t i = place % total - k;
+      if (i < 0 || i >= count) return;
+      auto* numbers = reinterpret_cast<Number<W, Step>*>(to + (place / total - row) * kApart);
+      if constexpr (Step::kPer == 1) numbers[i] = Widen(value);
+      else numbers[i] = value;
+    });
   }
   for (int64_t r = rows; r < kRows; ++r) std::fill_n(to + r * kApart, steps, 0);
 }
@@ -296,8 +311,8 @@ template <typename W>
 Ahead AheadOf(const Matrix<W>& matrix, int64_t k, bool turned, int64_t row, int64_t at, int64_t length) {
   const int64_t size = sizeof(W);
   if (turned) return {reinterpret_cast<const char*>(matrix.w + at * matrix.n + row), matrix.n * size, 1, 0};
-  const char* from = reinterpret_cast<const char*>(matrix.w) + (row * k + at) / PerElement<W>() * size;
-  return {from, k / PerElement<W>() * size, length / PerElement<W>() * size / 64, 4};
+  const char* from = reinterpret_cast<const char*>(matrix.w + row * RowLength<W>(k) + RowLength<W>(at));
+  return {from, RowLength<W>(k) * size, RowLength<W>(length) * size / 64, 4};
 }
 
 // How a product is made: numbers of k, groups of scales, the layout of weights, and whether x is folded.
@@ -373,7 +388,7 @@ template <typename W>
 ffi::Error MultiplyKind(ffi::ThreadPool& pool, ffi::AnyBuffer x, ffi::RemainingArgs weights, ffi::RemainingRets results,
                         bool turned) {
   const int64_t k = x.dimensions().back(), rows = x.element_count() / k;
-  const size_t each = weights.size() / results.size();  // a matrix, and maybe its scales
+  const size_t each = weights.size() / results.size();  // a matrix, and maybe its scales, or what is outside of tables
   std::vector<Matrix<W>> matrices;
   int64_t groups = 1;
   for (size_t i = 0; i < results.size(); ++i) {
@@ -387,9 +402,17 @@ ffi::Error MultiplyKind(ffi::ThreadPool& pool, ffi::AnyBuffer x, ffi::RemainingA
       scales = kept->template typed_data<float>();
       groups = kept->dimensions()[1];
     }
+    Outside<W> outside;
+    if constexpr (kCoded<W>) {
+      const auto values = weights.get<ffi::AnyBuffer>(i * each + 1), places = weights.get<ffi::AnyBuffer>(i * each + 2);
+      if (!values.has_value() || !places.has_value()) return ffi::Error::InvalidArgument("project: a list is missing");
+      outside = {places->template typed_data<int32_t>(),
+                 static_cast<const typename Outside<W>::Value*>(values->untyped_data()),
+                 static_cast<int64_t>(places->element_count())};
+    }
     ffi::Result<ffi::AnyBuffer> result = y.value();
-    matrices.push_back({static_cast<const W*>(w->untyped_data()), scales,
-                        static_cast<float*>(result->untyped_data()), static_cast<int64_t>(result->dimensions().back())});
+    matrices.push_back({static_cast<const W*>(w->untyped_data()), scales, static_cast<float*>(result->untyped_data()),
+                        static_cast<int64_t>(result->dimensions().back()), outside});
   }
   const float* from = x.typed_data<float>();
   const Form form{k, groups, turned, false};
@@ -398,7 +421,7 @@ ffi::Error MultiplyKind(ffi::ThreadPool& pool, ffi::AnyBuffer x, ffi::RemainingA
     return ffi::Error::Success();
   }
 #if defined(__AVX512BF16__)
-  if constexpr (std::is_same<W, uint16_t>::value || std::is_same<W, int8_t>::value) {
+  if constexpr (std::is_same<W, uint16_t>::value || std::is_same<W, int8_t>::value || std::is_same<W, Coded16>::value) {
     if (groups == 1) {
       MultiplyPairs<W>(pool, from, rows, form, matrices);
       return ffi::Error::Success();
@@ -411,7 +434,8 @@ ffi::Error MultiplyKind(ffi::ThreadPool& pool, ffi::AnyBuffer x, ffi::RemainingA
 
 }  // namespace
 
-// x[..., k] with matrices, or with matrices and their scales by turns, of one kind: a result for each.
+// x[..., k] with matrices of one kind: a result for each. Behind each matrix of integers come its scales; behind each of
+// coded floats, what is not in its tables, and where.
 static ffi::Error Project(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs weights,
                           ffi::RemainingRets results, bool turned) {
   const auto first = weights.get<ffi::AnyBuffer>(0);
@@ -420,9 +444,14 @@ static ffi::Error Project(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Remaining
     case ffi::F32: return MultiplyKind<float>(pool, x, weights, results, turned);
     case ffi::BF16: return MultiplyKind<uint16_t>(pool, x, weights, results, turned);
     case ffi::S8: return MultiplyKind<int8_t>(pool, x, weights, results, turned);
-    case ffi::U8: return MultiplyKind<Packed>(pool, x, weights, results, turned);
+    case ffi::U8: break;
     default: return ffi::Error::InvalidArgument("project: weights must be f32, bf16, i8 or u8");
   }
+  if (weights.size() == 2 * results.size()) return MultiplyKind<Packed>(pool, x, weights, results, turned);
+  const auto outside = weights.get<ffi::AnyBuffer>(1);
+  const bool is_short = outside.has_value() && outside->element_type() == ffi::BF16;
+  if (is_short) return MultiplyKind<Coded16>(pool, x, weights, results, turned);
+  return MultiplyKind<Coded32>(pool, x, weights, results, turned);
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(systolic_project, Project,

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <vector>
 
+#include "coded.h"
 #include "threads.h"
 #include "vectors.h"
 
@@ -30,6 +31,10 @@ template <>
 constexpr int64_t kLongestAlone<int8_t> = 8192;  // the same
 template <>
 constexpr int64_t kLongestAlone<Packed> = 0;
+template <>
+constexpr int64_t kLongestAlone<Coded32> = 8192;
+template <>
+constexpr int64_t kLongestAlone<Coded16> = 8192;
 constexpr int64_t kPart = 1 << 17;  // weights in a part of a long product: about 10 microseconds
 constexpr int kUnrolled = 4;     // steps of a row that is read by itself
 
@@ -203,6 +208,14 @@ template <>
 struct RowsFor<uint16_t, 1> {
   using Type = PairedRow;
 };
+template <int M>
+struct RowsFor<Coded32, M> {
+  using Type = RowsOfBlocks<Coded32>;
+};
+template <int M>
+struct RowsFor<Coded16, M> {
+  using Type = RowsOfBlocks<Coded16>;
+};
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 // Beside integers: x as integers of 16 bits with a scale for each piece. 
@@ -323,20 +336,22 @@ struct RowsFor<Packed, M> {
 
 // ---- products ----
 
-// A matrix [n, k], or [k, n] if turned, its scales [n, groups] if it has any, and where its product goes.
+// A matrix [n, k], or [k, n] if turned, its scales [n, groups] if it has any, where its product goes, and what is not in
+// the tables of coded weights.
 template <typename W>
 struct Matrix {
   const W* w;
   const float* scales;
   float* y;
   int64_t n;
+  Outside<W> outside;
 };
 
 // sums[r][m] = x[m] . row r, lane by lane, for R rows of weights. `grouped` are the scales of the first row, if pieces
 // are groups.
 template <int M, int R, typename W, typename Rows>
 inline void AddPieces(const Rows& x, const W* w, const float* grouped, int64_t groups, Floats (*sums)[M]) {
-  const int64_t stride = x.k / PerElement<W>();
+  const int64_t stride = RowLength<W>(x.k);
   Floats total[M][R] = {};
   for (int64_t piece = 0; piece < x.count; ++piece) {
     Floats part[M][R];
@@ -359,7 +374,7 @@ void ProjectRows(const Rows& x, int64_t valid, const Matrix<W>& matrix, int64_t 
   for (int64_t row = first; row < last;) {
     const int64_t rows = row + R <= last ? R : 1;
     Floats sums[R][M];
-    const W* from = matrix.w + row * (x.k / PerElement<W>());
+    const W* from = matrix.w + row * RowLength<W>(x.k);
     const float* grouped = groups > 1 ? matrix.scales + row * groups : nullptr;
     if (rows == R) {
       AddPieces<M, R, W, Rows>(x, from, grouped, groups, sums);
@@ -372,6 +387,14 @@ void ProjectRows(const Rows& x, int64_t valid, const Matrix<W>& matrix, int64_t 
     }
     row += rows;
   }
+}
+
+// y[m][first:last] of coded weights, with what their tables do not have.
+template <typename W>
+void AddOutside(const float* x, int64_t rows, int64_t k, const Matrix<W>& matrix, int64_t first, int64_t last) {
+  matrix.outside.Each(first * k, last * k, [&](int64_t place, auto value) {
+    for (int64_t m = 0; m < rows; ++m) matrix.y[m * matrix.n + place / k] += x[m * k + place % k] * Widen(value);
+  });
 }
 
 // sums[m][j] += sum_i x[m][i] * w[i][j] for K rows of weights, n apart, and columns 0 .. count.
@@ -469,6 +492,7 @@ void ProjectFew(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t k, 
       SpreadOver<W>(pool, matrices, rows * k, 1, [&](const Matrix<W>& matrix, int64_t first, int64_t last) {
         const auto project = alone ? ProjectRows<M, 1, W, Rows> : ProjectRows<M, R, W, Rows>;
         project(held, rows, matrix, groups, first, last);
+        if constexpr (kCoded<W>) AddOutside(x, rows, k, matrix, first, last);
       }, std::max(kParts, k * total / kPart / threads));
     }
   });

@@ -13,8 +13,8 @@ import numpy as np
 
 import systolic as sy
 from systolic.ir.types import DTYPES
-from systolic.models.load import WEIGHT_DTYPES, keep_weights_as
-from systolic.models.quantised import SCHEMES, quantise
+from systolic.models.compact import keep_compact
+from systolic.models.load import COMPACT, WEIGHT_DTYPES, keep_weights_as
 from systolic.runner.decode_loop import LONGEST_CALL, DecodeLoop
 from systolic.runner.generate import Generation, sampling_row
 
@@ -60,14 +60,15 @@ def prepare(subject: Subject, setting: Setting) -> Ours:
 
 def with_weights_as(subject: Subject, dtype: str) -> sy.Model:
     """The subject as ``sy.load`` makes it with that dtype."""
-    graph, weights = subject.model.graph, subject.weights
-    kept: Mapping[str, np.ndarray] | None = weights
-    if dtype in SCHEMES:
-        graph, kept = quantise(graph, weights, dtype)
-    elif dtype in WEIGHT_DTYPES[1:]:
-        graph = keep_weights_as(graph, dtype)
-        types = {node.name: DTYPES[node.tensor.dtype] for node in graph.parameters}
-        kept = {name: array.astype(types[name]) for name, array in weights.items()}
-    elif dtype != "f32":
+    if dtype not in (*WEIGHT_DTYPES, *COMPACT):
         raise Unavailable(f"weights cannot be kept as {dtype}")
-    return replace(subject.model, graph=graph, weights=kept, dtype=dtype)
+    graph, kept = subject.model.graph, subject.weights
+    floats = COMPACT[dtype].dtype if dtype in COMPACT else dtype
+    if floats != "f32":
+        graph = keep_weights_as(graph, floats)
+        types = {node.name: DTYPES[node.tensor.dtype] for node in graph.parameters}
+        kept = {name: array.astype(types[name]) for name, array in kept.items()}
+    compact: Mapping[str, np.ndarray] | None = kept
+    if dtype in COMPACT:
+        graph, compact = keep_compact(graph, kept, COMPACT[dtype])
+    return replace(subject.model, graph=graph, weights=compact, dtype=dtype)

@@ -296,6 +296,11 @@ def join_at(rule: Rule, operands: list[Placed]) -> Placed:
     return rule.result(rule.make(name, *fitted), lead, x.outside)
 
 
+def of_parameters(rule: Rule, operands: list[Placed]) -> Placed:
+    """What is the same for all rows and positions."""
+    return rule.result(rule.make(rule.node.op.name, *(o.node for o in operands), **rule.node.params), 0)
+
+
 RULES: dict[str, Vectorise] = {
     **{name: elementwise for name, op in OPS.items() if op.kind == "elementwise"},
     "reshape": reshape,
@@ -318,4 +323,5 @@ RULES: dict[str, Vectorise] = {
     "take": take,
     "top_k": top_k,
     "routed_contraction": routed_contraction,
+    "unpack": of_parameters,
 }

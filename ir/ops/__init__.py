@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ..op import Op, TypeMismatch, Work
-from . import bits, elementwise, linear, order, program, routing, shape, sources
+from . import bits, elementwise, linear, order, packing, program, routing, shape, sources
 
 OPS: dict[str, Op] = {
     op.name: op
-    for module in (sources, elementwise, bits, shape, linear, order, routing, program)
+    for module in (sources, elementwise, bits, packing, shape, linear, order, routing, program)
     for op in vars(module).values()
     if isinstance(op, Op)
 }
