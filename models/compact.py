@@ -116,10 +116,12 @@ class CompactWeights(Mapping[str, np.ndarray]):
     def _made(self, name: str) -> tuple[np.ndarray, ...]:
         """The parts of a matrix, some rows at a time, so that it never is in memory as floats."""
         if isinstance(self._weights, Weights) and not self._turned[name]:
-            return self._form.parts(name, *self._weights.shape(name), self._weights.blocks(name))
+            rows, width = self._weights.shape(name)
+            return self._form.parts(name, rows, width, self._weights.blocks(name))
         matrix = np.asarray(self._weights[name])
         matrix = matrix.T if self._turned[name] else matrix
-        return self._form.parts(name, *matrix.shape, ((slice(None), matrix),))
+        rows, width = matrix.shape
+        return self._form.parts(name, rows, width, ((slice(None), matrix),))
 
     def __iter__(self) -> Iterator[str]:
         for name in self._weights:

@@ -84,7 +84,7 @@ def pack_rows(floats: Array, to: Array) -> Array:
     highest = _highest(magnitude)
     below = highest[:, None] - magnitude.view(np.int8)  # how far down the table; below 0 is above it
     outside = (below < 0) | (below >= _SIZES)
-    has_outside = outside.any(axis=1)
+    has_outside: Array = np.logical_or.reduce(outside, axis=1)
     codes = (below << 1).view(np.uint8) | upper >> 7
     outside |= has_outside[:, None] & (codes == _ZERO)
     codes[outside] = _ZERO

@@ -40,7 +40,10 @@ Capacity = Annotated[
 Batch = Annotated[int | None, typer.Option(help="Rows that run side by side (default: 1).")]
 Dtype = Annotated[
     str | None,
-    typer.Option(help="How weights are kept: f32 (default), bf16, f16; the same numbers in fewer bytes: f32-packed, bf16-packed; or integers: int8, int8-32, int4-32, int4-64."),
+    typer.Option(
+        help="How weights are kept: f32 (default), bf16, f16; the same numbers in fewer bytes, f32-packed or "
+        "bf16-packed; or rounded to integers: int8, int8-32, int4-32, int4-64."
+    ),
 ]
 Adapter = Annotated[
     list[Path] | None,
