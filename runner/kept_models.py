@@ -33,10 +33,10 @@ def load(
 ) -> Model:
     """Reads a checkpoint directory, a bare config.json, or an embedded model by its name.
 
-    ``dtype`` is how weights are kept: f32, bf16, f16, or integers with scales (``quantised.SCHEMES``);
-    they are computed with as f32. ``adapter`` is a directory with LoRA factors as the peft library writes
-    them, or several: they are merged into the weights, each when it is read. Raises ``SystolicError`` naming
-    the file and what was expected of it.
+    ``dtype`` is how weights are kept: f32, bf16, f16; f32 or bf16 in fewer bytes (``packed.PACKINGS``), or
+    integers with scales (``quantised.SCHEMES``). They are computed with as f32. ``adapter`` is a directory
+    with LoRA factors as the peft library writes them, or several: they are merged into the weights, each when
+    it is read. Raises ``SystolicError`` naming the file and what was expected of it.
     """
     directory = locate(path_or_name)
     if adapter or not directory.is_dir():

@@ -26,6 +26,7 @@ import numpy as np
 from ..backends.cache import default_cache_directory, mark_used, remove_oldest, size_limit
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph
+from ..ir.ops import packing
 from ..ir.types import DTYPES
 from ..models import compact, packed, quantised, weights
 from ..models.compact import CompactWeights
@@ -55,7 +56,8 @@ def kept_weights(
     made_from = given.identity
     if made_from is None:
         return given
-    sources = [Path(str(module.__file__)).read_bytes() for module in (weights, compact, quantised, packed)]
+    modules = (weights, compact, quantised, packed, packing)
+    sources = [Path(str(module.__file__)).read_bytes() for module in modules]
     digest = hashlib.sha256(repr((made_from, sorted(map(str, made.items())), sources)).encode()).hexdigest()
     return KeptWeights(given, (directory or default_cache_directory()) / f"{digest}{ENDING}", size, limit)
 
