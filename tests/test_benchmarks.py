@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import all as everything
-from benchmarks import contest, decode, forms, judged, memory, pages, rolling, startup
+from benchmarks import chunks, contest, decode, forms, judged, memory, pages, rolling, startup
 from benchmarks.peers import OURS, Setting, Unavailable, prepare
 from benchmarks.subjects import Subject, load_subject
 
@@ -276,3 +276,15 @@ def test_a_table_of_forms_is_held_against_one_form_for_all():
     assert [len(seconds) for seconds in found.values()] == [2, 2]
     row = forms.table([case], [found]).splitlines()[2]
     assert row.startswith("| llama-tiny, f32, 2 steps, without kernels | `dot` | ")
+
+
+def test_chunks_are_compared_with_the_soonest_way_to_read(llama):
+    record = chunks.measure(llama, "f32", (3, 20, 70), largest=32, capacity=96, rounds=1, read=True)
+    assert [call.positions for call in record.calls] == [1, 2, 4, 8, 16, 32]
+    assert all(call.predicted > 0 and min(call.seconds) > 0 for call in record.calls)
+    for prompt in record.prompts:
+        assert min(sum(prompt.cut), sum(prompt.soonest)) >= prompt.length
+        assert prompt.of_soonest >= 1 - 1e-9
+        assert len(prompt.read) == 1
+    assert "measured ÷ predicted" in chunks.shown(record)
+    assert chunks.soonest(21, {1: 1.0, 4: 2.0, 16: 3.0}) == [16, 4, 1]

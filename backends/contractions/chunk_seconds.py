@@ -22,7 +22,7 @@ from .table import FormTable, Setting
 
 CALL = 8e-5  # seconds around a program
 OP_OF_STEP = 2e-6  # seconds to begin with an op of a step
-OP = 7e-6  # of a chunk, where fewer are joined; weights that come from memory leave the caches cold
+OP = 5e-6  # of a chunk, where fewer are joined; weights that come from memory leave the caches cold
 OP_NEAR = 1e-6  # where all weights stay in the caches
 POSITION_OF_OP = 2e-8  # seconds around its loop over one position
 ELEMENT = 5e-11  # seconds of an operation in it
