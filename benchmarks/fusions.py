@@ -57,7 +57,7 @@ def prepared(backend: XlaBackend, program: Program, *, fuses: bool) -> XlaProgra
 
 
 def count_kernels(text: str) -> int:
-    """How many kernels an optimised program starts, those in the body of a loop once."""
+    """How many kernels optimised HLO starts, those in the body of a loop once."""
     return len(re.findall(r"= [^=]* (?:fusion|custom-call|dot|scatter|copy)\(", text))
 
 

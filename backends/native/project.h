@@ -446,10 +446,11 @@ void WithConstant(int64_t rows, const Kernel& kernel) {
   return kernel(std::integral_constant<int, 1>());
 }
 
-// Runs work(matrix, first, last) over the results of all matrices, side by side.
+// Runs work(matrix, first, last) over the results of all matrices, side by side. Rows of `row_bytes` behind each other
+// can be fetched ahead.
 template <typename W, typename Work>
 void SpreadOver(ffi::ThreadPool& pool, const std::vector<Matrix<W>>& matrices, int64_t operations, int64_t unit,
-                const Work& work, int64_t each = kParts) {
+                const Work& work, int64_t each = kParts, int64_t row_bytes = 0) {
   std::vector<int64_t> starts = {0};
   for (const auto& matrix : matrices) starts.push_back(starts.back() + (matrix.n + unit - 1) / unit);
   Spread(pool, starts.back(), operations * starts.back() * unit, [&](int64_t first, int64_t last) {
@@ -457,7 +458,14 @@ void SpreadOver(ffi::ThreadPool& pool, const std::vector<Matrix<W>>& matrices, i
       const int64_t from = std::max(first, starts[i]) - starts[i], to = std::min(last, starts[i + 1]) - starts[i];
       if (from < to) work(matrices[i], from * unit, std::min(to * unit, matrices[i].n));
     }
-  }, each);
+  }, each, [&](int64_t first, int64_t last) {
+    for (size_t i = 0; i < matrices.size() && row_bytes > 0; ++i) {
+      if (first >= starts[i + 1]) continue;
+      const char* from = reinterpret_cast<const char*>(matrices[i].w) + (first - starts[i]) * row_bytes;
+      return Range{from, (std::min(last, starts[i + 1]) - first) * row_bytes};
+    }
+    return Range{};
+  });
 }
 
 // y[m, n] of up to kFew rows, or kFewColumns where weights are turned, for several matrices of one kind. Weights are
@@ -493,7 +501,7 @@ void ProjectFew(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t k, 
         const auto project = alone ? ProjectRows<M, 1, W, Rows> : ProjectRows<M, R, W, Rows>;
         project(held, rows, matrix, groups, first, last);
         if constexpr (kCoded<W>) AddOutside(x, rows, k, matrix, first, last);
-      }, std::max(kParts, k * total / kPart / threads));
+      }, std::max(kParts, k * total / kPart / threads), RowLength<W>(k) * sizeof(W));
     }
   });
 }
