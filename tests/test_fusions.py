@@ -28,7 +28,7 @@ from systolic.ir.graph import Graph, Node, make_node
 from systolic.ir.ops import OPS
 from systolic.ir.types import TensorType
 from systolic.models.load import load
-from systolic.runner.executable import compile
+from systolic.runner.compilation import compile
 
 LARGEST = 1 << 15
 
