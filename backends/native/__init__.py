@@ -12,7 +12,7 @@ class Kernels:
     are computed in fusions: beyond it XLA's own, which read memory once and use all threads, are faster."""
 
     version: str
-    largest_fused: int = 1 << 14
+    largest_fused: int = 1 << 13
 
     def target(self, name: str) -> str:
         """What StableHLO calls the kernel ``name``."""
