@@ -119,6 +119,13 @@ constexpr int64_t PerElement() {
   return std::is_same<W, Packed>::value ? 2 : 1;
 }
 
+// How many bytes ahead of a row that is read by itself the second cache gets what comes: where memory is quick, the
+// machine does not ask for enough by itself. As measured on Zen 4, with large pages.
+template <typename W>
+constexpr int64_t kAhead = 2048;
+template <>
+constexpr int64_t kAhead<float> = 4096;
+
 // ---- vectors as a whole ----
 
 inline float Sum(Floats vector) {
