@@ -172,10 +172,14 @@ DECODE = "--capacity 1024 --model {model} --rounds {rounds}"
 ROWS: Mapping[str, Row] = {
     "f32": Row(
         "decode",
-        f"{DECODE} --dtypes f32 --tokens 8 --peers jax,transformers,llama.cpp",
+        f"{DECODE} --dtypes f32 --tokens 8 --peers jax,transformers,llama.cpp,ours-f32-packed",
         judge_f32,
     ),
-    "bf16": Row("decode", f"{DECODE} --dtypes bf16 --tokens 16 --peers transformers,llama.cpp", judge_bf16),
+    "bf16": Row(
+        "decode",
+        f"{DECODE} --dtypes bf16 --tokens 16 --peers transformers,llama.cpp,ours-bf16-packed",
+        judge_bf16,
+    ),
     "int8": Row("decode", f"{DECODE} --dtypes int8 --tokens 32 --peers llama.cpp", judge_int8),
     "prefill": Row(
         "prefill",

@@ -153,10 +153,11 @@ class _Rewriting:
         self._graph = graph
         self._form = form
         self._new: dict[Node, Node] = {}
-        self._kept: dict[Node, tuple[Node, ...]] = {}  # the parts by what reads them: the matrix as f32
-        self._dense: dict[Node, Node] = {}
+        self._kept: dict[Node, tuple[Node, ...]] = {}  # the parts of each matrix
+        self._dense: dict[Node, Node] = {}  # what is made of them, by the matrix as f32
         self.turned: dict[Node, bool] = {}
-        self._wide: dict[Node, Node] = {}
+        self._wide: dict[Node, Node] = {}  # matrices by what they are as f32, themselves or a cast
+        self._looked_up: set[Node] = set()  # matrices of which something still reads rows
         for node in graph.parameters:
             wide = self._widened(node)
             is_turned = None if wide is None else _is_turned(wide, graph)
@@ -194,16 +195,8 @@ class _Rewriting:
     def _all_parameters(self) -> Iterator[Node]:
         for node in self._graph.parameters:
             yield from self._kept.get(node, ())
-            if node not in self.turned or self._is_looked_up(node):
+            if node not in self.turned or node in self._looked_up:
                 yield self._new[node]
-
-    def _is_looked_up(self, node: Node) -> bool:
-        """Whether the matrix itself is read."""
-        wide = next(wide for wide, parameter in self._wide.items() if parameter is node)
-        return any(
-            user.op.name == "take" and self._new[wide] in self._new[user].sources
-            for user in self._graph.users[wide]
-        )
 
     def _parameters(self, node: Node) -> tuple[Node, ...]:
         types = self._form.types(*_sizes(node, self.turned[node]))
@@ -231,6 +224,7 @@ class _Rewriting:
         parts = self._kept[self._wide[table]]
         rows = self._form.chosen_rows(Making(node), parts, self._new[index])
         if rows is None:
+            self._looked_up.add(self._wide[table])
             return copy_node(node, (self._new[table], self._new[index]))
         return replace(rows, name=node.name)
 

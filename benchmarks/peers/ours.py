@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 import systolic as sy
+from systolic.ir.graph import Graph, Node
 from systolic.ir.types import DTYPES
 from systolic.models.compact import keep_compact
 from systolic.models.load import COMPACT, WEIGHT_DTYPES, keep_weights_as
@@ -28,7 +29,7 @@ class Ours:
     def __init__(self, name: str, executable: sy.Executable) -> None:
         self.name = name
         self.executable = executable
-        self.weight_bytes = sum(node.tensor.bytes for node in executable.model.graph.parameters)
+        self.weight_bytes = bytes_per_step(executable.model.graph)
         self._loop: DecodeLoop | None = None
         self._newest = np.zeros(0, np.int32)
 
@@ -56,6 +57,19 @@ def prepare(subject: Subject, setting: Setting) -> Ours:
     model = with_weights_as(subject, setting.dtype)
     executable = sy.compile(model, batch=setting.rows, capacity=setting.capacity)
     return Ours(f"systolic {setting.dtype}", executable)
+
+
+def bytes_per_step(graph: Graph) -> int:
+    """Bytes of the parameters that a step reads: not of tables of which it only takes rows."""
+
+    def is_only_looked_up(node: Node) -> bool:
+        return all(
+            (user.op.name == "take" and user.sources[0] is node)
+            or (user.op.name == "cast" and is_only_looked_up(user))
+            for user in graph.users[node]
+        )
+
+    return sum(node.tensor.bytes for node in graph.parameters if not is_only_looked_up(node))
 
 
 def with_weights_as(subject: Subject, dtype: str) -> sy.Model:
