@@ -149,7 +149,7 @@ def test_where_it_ends():
 def test_nothing_is_compiled_twice():
     executable = tiny(attention)
     executable.contrastive_search([1, 2, 3], max_new_tokens=2)
-    rows = executable._with_similarity.with_rows(4)
+    rows = executable.with_similarity.with_rows(4)
     before = list(rows.programs)
     executable.contrastive_search([4, 5, 6, 7], penalty_alpha=0.2, max_new_tokens=5)
     assert list(rows.programs) == before

@@ -98,7 +98,7 @@ def test_the_product_of_a_layer_costs_more_than_its_norm(cli, config):
     ("options", "message"),
     [
         (("--columns", "cost"), "the column cost is predicted for a target: name it with --target"),
-        (("--target", "tpu-v5e"), "--target is for --stage diff, --stage numpy or --columns cost"),
+        (("--target", "tpu-v5e"), "--target is for --stage diff, chunks or numpy, or for --columns cost"),
         (("--stage", "diff", "--target", "abacus"), "abacus"),
     ],
 )
