@@ -215,10 +215,8 @@ class RowsOfBlocks {
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         if constexpr (std::is_same<W, Coded16>::value && M * R == 1) {
-          for (int line = 0; line < 128; line += 64) {
-            __builtin_prefetch(w + RowLength<W>(at) + kNear + line, 0, 3);
-            __builtin_prefetch(w + RowLength<W>(at) + kAhead<W> + line, 0, 2);
-          }
+          __builtin_prefetch(w + RowLength<W>(at) + kNear, 0, 3);
+          __builtin_prefetch(w + RowLength<W>(at) + kNear + 64, 0, 3);
         }
         Floats wide[kVectors];
         Unpack(w + r * stride + RowLength<W>(at), Table(w + r * stride), wide);

@@ -49,7 +49,7 @@ inline void Dots(const float* x, int64_t stride, const W* const* rows, int64_t c
     for (; k + 2 * kUnrolled * kLanes <= count; k += 2 * kUnrolled * kLanes) {
 #pragma GCC unroll 8
       for (int u = 0; u < 2 * kUnrolled; ++u) {
-        __builtin_prefetch(reinterpret_cast<const char*>(rows[0] + k + u * kLanes) + kAhead<W>, 0, 2);
+        if constexpr (std::is_same<W, float>::value) FetchLater(rows[0] + k + u * kLanes, kAhead);
         apart[u] += Read<Floats>(x + k + u * kLanes) * WidenAll(rows[0] + k + u * kLanes);
       }
     }
@@ -58,7 +58,10 @@ inline void Dots(const float* x, int64_t stride, const W* const* rows, int64_t c
   for (; k + kLanes <= count; k += kLanes) {
     Floats wide[R];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) wide[r] = WidenAll(rows[r] + k);
+    for (int r = 0; r < R; ++r) {
+      if constexpr (M == 1 && std::is_same<W, float>::value) FetchLater(rows[r] + k, kAheadBeside);
+      wide[r] = WidenAll(rows[r] + k);
+    }
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       const Floats value = Read<Floats>(x + m * stride + k);
@@ -175,12 +178,7 @@ class PairedRow : public Pieces {
     int64_t i = 0;
     for (; i + kSteps * kBlock <= k; i += kSteps * kBlock) {
 #pragma GCC unroll 8
-      for (int s = 0; s < R * kSteps; ++s) {
-        if constexpr (R == 1) {
-          __builtin_prefetch(reinterpret_cast<const char*>(w + i + s * kBlock) + kAhead<uint16_t>, 0, 2);
-        }
-        Step(w + s / kSteps * stride, i + s % kSteps * kBlock, &even[s], &odd[s]);
-      }
+      for (int s = 0; s < R * kSteps; ++s) Step(w + s / kSteps * stride, i + s % kSteps * kBlock, &even[s], &odd[s]);
     }
     for (; i + kBlock <= k; i += kBlock) {
       for (int r = 0; r < R; ++r) Step(w + r * stride, i, &even[r], &odd[r]);

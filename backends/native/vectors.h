@@ -119,12 +119,15 @@ constexpr int64_t PerElement() {
   return std::is_same<W, Packed>::value ? 2 : 1;
 }
 
-// How many bytes ahead of a row that is read by itself the second cache gets what comes: where memory is quick, the
-// machine does not ask for enough by itself. As measured on Zen 4, with large pages.
-template <typename W>
-constexpr int64_t kAhead = 2048;
-template <>
-constexpr int64_t kAhead<float> = 4096;
+// How many bytes ahead of a row of f32 that is read by itself, and of each of several that are read side by side, the
+// second cache gets what comes: where memory is quick, the machine does not ask for enough by itself, and a step takes an
+// eighth longer. Rows of fewer bits gain nothing. As measured on Zen 4, with large pages.
+constexpr int64_t kAhead = 4096, kAheadBeside = 1024;
+
+template <typename Element>
+inline void FetchLater(const Element* from, int64_t ahead) {
+  __builtin_prefetch(reinterpret_cast<const char*>(from) + ahead, 0, 2);
+}
 
 // ---- vectors as a whole ----
 
