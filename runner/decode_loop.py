@@ -35,14 +35,15 @@ class Made:
     tokens: np.ndarray
     beside: Mapping[str, np.ndarray]
 
+    @cached_property
     def counts(self) -> np.ndarray:
         """How many tokens each row has got."""
         return (self.tokens != NO_TOKEN).sum(axis=1)
 
     def newest(self, before: np.ndarray) -> np.ndarray:
         """The last token i32[B] of each row, which is that of ``before`` where none was made."""
-        last = np.take_along_axis(self.tokens, np.maximum(self.counts() - 1, 0)[:, None], axis=1)[:, 0]
-        return np.where(self.counts() > 0, last, before).astype(np.int32)
+        last = self.tokens[np.arange(len(before)), np.maximum(self.counts - 1, 0)]
+        return np.where(self.counts > 0, last, before).astype(np.int32)
 
 
 class Rows:
@@ -282,7 +283,7 @@ class DecodeLoop:
         rows.states |= self._memory.keep(updated)
         fetched = {name: executable.backend.fetch(array) for name, array in results.items()}
         made = Made(fetched.pop("tokens"), fetched)
-        counts = made.counts()
+        counts = made.counts
         texts = (
             [first, *more[:count]][:count]
             for first, more, count in zip(newest, made.tokens, counts, strict=True)
@@ -298,7 +299,7 @@ class DecodeLoop:
             return
         from .stop_automaton import walk
 
-        said = (tokens[:count] for tokens, count in zip(made.tokens, made.counts(), strict=True))
+        said = (tokens[:count] for tokens, count in zip(made.tokens, made.counts, strict=True))
         pairs = zip(self._automaton, said, strict=True)
         self._automaton = np.array([walk(self._table, int(state), more) for state, more in pairs], np.int32)
 

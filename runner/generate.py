@@ -277,7 +277,7 @@ def run_rows(
         started = time.perf_counter()
         limits = np.array([reply.limit for reply in replies] + [0] * unused, np.int32)
         made = loop.make(newest, np.minimum(limits, pace.tokens))
-        pace.took(int(made.counts().max()), started)
+        pace.took(int(made.counts.max()), started)
         yield from _steps(replies, made)
         newest = made.newest(newest)
 
@@ -291,7 +291,7 @@ def run_constrained(*arguments: Any) -> Iterator[list[Step | None]]:
 
 def _steps(replies: Sequence[Reply], made: Made) -> Iterator[list[Step | None]]:
     """What one call made, token by token."""
-    counts = made.counts()
+    counts = made.counts
     for at in range(int(counts.max())):
         yield [
             _step(reply, made, row, at) if at < counts[row] and not reply.is_over else None

@@ -115,12 +115,12 @@ def test_rows_end_alone_and_the_loop_with_the_last(backend):
     loop = DecodeLoop(executable, [Row(), Row(), Row()], [[stop], [], []])
     made = loop.make(np.array([7, 7, 7], np.int32), np.array([12, 3, 0], np.int32))
     assert made.tokens.shape == (3, LONGEST_CALL)
-    assert made.counts().tolist() == [alone.index(stop) + 1, 3, 0]
+    assert made.counts.tolist() == [alone.index(stop) + 1, 3, 0]
     assert made.tokens[0, : alone.index(stop) + 1].tolist() == alone[: alone.index(stop) + 1]
     assert made.tokens[1, :3].tolist() == alone[:3]
     assert (made.tokens[:, 12:] == NO_TOKEN).all()
-    assert loop.rows.seen.tolist() == made.counts().tolist()  # a token is read in the step after it
-    more = loop.make(made.tokens[[0, 1, 2], made.counts() - 1], np.array([0, 5, 0], np.int32))
+    assert loop.rows.seen.tolist() == made.counts.tolist()  # a token is read in the step after it
+    more = loop.make(made.tokens[[0, 1, 2], made.counts - 1], np.array([0, 5, 0], np.int32))
     assert more.tokens[1, :5].tolist() == alone[3:8]
 
 
@@ -166,7 +166,7 @@ def test_a_stop_string_ends_its_row_in_the_loop(shared, backend, monkeypatch):
 
     def counted(loop, made):
         follow(loop, made)
-        calls.append(int(made.counts().max()))
+        calls.append(int(made.counts.max()))
 
     monkeypatch.setattr(DecodeLoop, "_follow", counted)
     seen = set()
