@@ -32,7 +32,7 @@ _BLOCK = 1 << 18  # values that are converted at a time: about what the caches o
 _LARGE_PAGE = 1 << 21  # bytes
 _OWN_PAGES = 1 << 20  # bytes of an array from which on it gets pages of its own
 _STORED_FLOATS = {"F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16"}
-STORED = {**_STORED_FLOATS, "I8": "i8", "U8": "u8"}  # the types of files that are read, and ours
+STORED = {**_STORED_FLOATS, "I32": "i32", "I8": "i8", "U8": "u8"}  # of files that are read, and ours
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def is_found(executable: Executable) -> bool:
 
 
 @pytest.mark.parametrize("backend", ["numpy", "xla"])
-@pytest.mark.parametrize("dtype", ["int8", "int4-32", "bf16"])
+@pytest.mark.parametrize("dtype", ["int8", "int4-32", "bf16", "f32-packed", "bf16-packed"])
 def test_a_second_start_finds_the_same_numbers(checkpoint, dtype, backend):
     first, second = (start(checkpoint, dtype, backend) for _ in range(2))
     assert (is_found(first), is_found(second)) == (False, True)
@@ -131,6 +131,7 @@ def test_tensors_are_written_where_a_backend_can_use_them(tmp_path):
         "matrix": np.arange(64, dtype=np.float32).reshape(4, 16),
         "half": np.ones(32, ml_dtypes.bfloat16),
         "packed": np.arange(64, dtype=np.uint8),
+        "places": np.arange(64, dtype=np.int32),
     }
     with (tmp_path / "x").open("wb") as file:
         write_tensors(file.write, arrays)
