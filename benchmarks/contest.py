@@ -94,6 +94,8 @@ def enter(
             name = contestant.name + (f", batch {setting.rows}" if setting.rows > 1 else "")
             name += f", capacity {setting.capacity}" if is_capacity_shown else ""
             entries.append(Entry(name, contestant, peer, setting, work(setting)))
+    if not entries:
+        raise SystemExit("nobody takes part; the reasons stand above")
     return entries, absent
 
 

@@ -17,12 +17,11 @@ import numpy as np
 
 from ..ir.errors import SystolicError
 from ..ir.graph import Node
-from ..ir.ops.packing import OUTSIDE, pack_rows, packed_types
+from ..ir.ops.packing import OUTSIDE, PLACES, ROWS, VALUES, pack_rows, packed_types
 from ..ir.types import DTYPES, TensorType
 from .compact import Blocks, Making
 from .weights import aligned_empty
 
-ROWS, PLACES, VALUES = ".rows", ".places", ".values"
 _CHUNK = 1 << 20  # weights that are packed at once: what is made of them on the way stays in the caches
 
 
@@ -34,9 +33,11 @@ class Packing:
     suffixes: tuple[str, ...] = (ROWS, VALUES, PLACES)
 
     def types(self, rows: int, width: int) -> tuple[TensorType, ...] | None:
+        """Rows u8[n, …], and the list: values of the dtype [e], places i32[e]."""
         return packed_types(rows, width, self.dtype)
 
     def parts(self, name: str, rows: int, width: int, blocks: Blocks) -> tuple[np.ndarray, ...]:
+        """Rows and list, some rows at a time; ``SystolicError`` that names the matrix if the list is full."""
         types = self.types(rows, width)
         assert types is not None
         packed, values, places = (aligned_empty(t.static_shape, DTYPES[t.dtype]) for t in types)
@@ -60,6 +61,7 @@ class Packing:
         return packed, values, places
 
     def dense(self, make: Making, parts: Sequence[Node]) -> Node:
+        """f32[n, d], unpacked."""
         rows, values, places = parts
         matrix = make("unpack", rows, places, values)
         return matrix if self.dtype == "f32" else make("cast", matrix, dtype="f32")

@@ -50,6 +50,7 @@ class Scheme:
         return (_packed(integers) if self.bits == 4 else integers), scales
 
     def types(self, rows: int, width: int) -> tuple[TensorType, ...] | None:
+        """Integers i8[n, G, d/G], or u8 of half as many, and scales f32[n, G]; None where d does not fit."""
         groups = self.groups(width)
         if not groups:
             return None
@@ -58,6 +59,7 @@ class Scheme:
         return integers, TensorType((rows, groups), "f32")
 
     def parts(self, name: str, rows: int, width: int, blocks: Blocks) -> tuple[np.ndarray, ...]:
+        """Integers and scales, some rows at a time."""
         types = self.types(rows, width)
         assert types is not None
         integers, scales = (aligned_empty(type_.static_shape, DTYPES[type_.dtype]) for type_ in types)
@@ -66,6 +68,7 @@ class Scheme:
         return integers, scales
 
     def dense(self, make: Making, parts: Sequence[Node]) -> Node:
+        """f32[n, d]: integers times their scales."""
         return self._scaled(make, *parts)
 
     def chosen_rows(self, make: Making, parts: Sequence[Node], index: Node) -> Node:

@@ -9,7 +9,7 @@ import numpy as np
 from ...compiler.program import Program
 from ...ir.graph import Graph, Node, make_node
 from ...ir.ops import OPS
-from ...ir.ops.packing import BLOCK, TABLE, block_bytes, pack_rows, packed_types
+from ...ir.ops.packing import BLOCK, PLACES, ROWS, TABLE, VALUES, block_bytes, pack_rows, packed_types
 from ...ir.types import DTYPES, TensorType, dtype_name
 from .table import Setting
 
@@ -17,7 +17,6 @@ Array = np.ndarray
 
 GROUP = 32  # int4 weights that share a scale
 SCALES = ".scales"  # what the name of a parameter ends with that is no matrix
-ROWS, VALUES, PLACES = ".rows", ".values", ".places"  # of packed floats
 
 
 def sample_program(setting: Setting, matrices: int = 1, steps: int = 1) -> Program:

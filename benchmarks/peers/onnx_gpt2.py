@@ -12,22 +12,6 @@ from .onnx_graph import CONTRIB, OnnxModel
 class OnnxGpt2(OnnxModel):
     """Norms are added to what they follow by one operator, biases to the activation by another."""
 
-    @property
-    def layers(self) -> int:
-        return int(self.config["n_layer"])
-
-    @property
-    def heads(self) -> int:
-        return int(self.config["n_head"])
-
-    @property
-    def key_heads(self) -> int:
-        return self.heads
-
-    @property
-    def head_size(self) -> int:
-        return int(self.config["n_embd"]) // self.heads
-
     def model(self) -> onnx.ModelProto:
         table = self.weights["transformer.wte.weight"]
         self.arrays |= {"embedding": table, "places": self.weights["transformer.wpe.weight"]}

@@ -16,13 +16,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from .sizes import Sized
+
 BLOCK = 32  # weights that share a scale
 CONTRIB = "com.microsoft"
 FLOAT, INT64, INT32 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32
 
 
 @dataclass
-class OnnxModel:
+class OnnxModel(Sized):
     """The graph while it is written; ``bits`` is 8 or 4 for integers with scales, None for f32."""
 
     config: Mapping[str, Any]
@@ -31,22 +33,6 @@ class OnnxModel:
     bits: int | None
     nodes: list[Any] = field(default_factory=list)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
-
-    @property
-    def layers(self) -> int:
-        return int(self.config["num_hidden_layers"])
-
-    @property
-    def heads(self) -> int:
-        return int(self.config["num_attention_heads"])
-
-    @property
-    def key_heads(self) -> int:
-        return int(self.config["num_key_value_heads"])
-
-    @property
-    def head_size(self) -> int:
-        return int(self.config.get("head_dim") or self.config["hidden_size"] // self.heads)
 
     def model(self) -> onnx.ModelProto:
         """The whole graph."""

@@ -14,8 +14,10 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino.op.util import Variable, VariableInfo
 
+from .sizes import Sized
 
-class OpenVinoModel:
+
+class OpenVinoModel(Sized):
     """The graph of a model while it is made: (tokens [B, T], positions [T], beams [B]) → logits [B, V]."""
 
     def __init__(self, config: Mapping[str, Any], weights: Mapping[str, np.ndarray], dtype: str) -> None:
@@ -23,18 +25,6 @@ class OpenVinoModel:
         self._dtype = dtype
         self._assigns: list[Any] = []
         self.weight_bytes = 0
-
-    @property
-    def heads(self) -> int:
-        return int(self.config["num_attention_heads"])
-
-    @property
-    def key_heads(self) -> int:
-        return int(self.config["num_key_value_heads"])
-
-    @property
-    def head_size(self) -> int:
-        return int(self.config.get("head_dim") or self.config["hidden_size"] // self.heads)
 
     def logits(self, tokens: Any, positions: Any, beams: Any) -> Any:
         """Of the last position."""
@@ -177,18 +167,6 @@ class OpenVinoLlama(OpenVinoModel):
 
 class OpenVinoGpt2(OpenVinoModel):
     """GPT-2: its matrices are kept as [in, out] by checkpoints."""
-
-    @property
-    def heads(self) -> int:
-        return int(self.config["n_head"])
-
-    @property
-    def key_heads(self) -> int:
-        return self.heads
-
-    @property
-    def head_size(self) -> int:
-        return int(self.config["n_embd"]) // self.heads
 
     def logits(self, tokens: Any, positions: Any, beams: Any) -> Any:
         table, places = (self.weights[f"transformer.{name}.weight"] for name in ("wte", "wpe"))

@@ -2,7 +2,7 @@
 
 The upper byte of a float is its sign and the most part of its exponent. Weights of a row are of like sizes,
 so 16 upper bytes cover nearly all of them, and 4 bits say which; the lower bytes, which hold the mantissa,
-have no such order and stay as they are. f32 takes 28 bits then, bf16 12. That exponents of floats hold
+have no such order and stay as they are. f32 takes 28 bits then, bf16 12. That exponents of weights hold
 about 3 bits is known from lossless formats such as DFloat11 (Zhang et al. 2025), which code them in a
 variable number of bits; here it is 4 for all, so that any weight can be read where it lies.
 
@@ -25,6 +25,7 @@ from ..types import DTYPES, TensorType
 Array = np.ndarray
 
 TABLE, BLOCK = 16, 64  # bytes in front of a row, floats in a block
+ROWS, VALUES, PLACES = ".rows", ".values", ".places"  # what parameters are called behind a matrix's name
 OUTSIDE = 256  # one float among so many may lie in the list
 _SIZES = TABLE // 2  # upper bytes without a sign that a table has
 _ZERO = TABLE - 1  # where a table has the byte of zero, if not all floats of a row are in it
@@ -72,9 +73,10 @@ def packed_types(rows: int, width: int, dtype: str) -> tuple[TensorType, TensorT
 
 
 def pack_rows(floats: Array, to: Array) -> Array:
-    """Packs f32[n, d] or bf16[n, d] into u8[n, …]; the places in [n · d] of those that are zero there.
+    """Packs f32[n, d] or bf16[n, d] into ``to``, u8[n, …] as ``packed_types`` has it; the places i64[e] in
+    [n · d] of those floats that are zero there, sorted.
 
-    Places are sorted. In a row that has any, or zeros, the last code stands for bytes that are zero.
+    In a row that has any, or zeros, the last code stands for bytes that are zero.
     """
     rows, width = floats.shape
     size = floats.dtype.itemsize
