@@ -6,9 +6,8 @@ import contextlib
 import hashlib
 import operator
 import os
-import platform as host
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,7 +24,9 @@ from .cache import default_cache_directory, read_entry, write_entry
 from .contractions.kept import kept_table
 from .contractions.table import FormTable
 from .interface import Arrays, Lowered
+from .native import Kernels
 from .native.build import load_kernels
+from .processor import Processor, this_processor
 from .xla_device import XlaDevice, device_of, fetch, give_back_memory, run
 
 LARGE = 1 << 20  # bytes of zeros that are not made before they are written
@@ -137,8 +138,8 @@ class XlaBackend:
         self.cache_directory = default_cache_directory() if cache_directory is None else cache_directory
         self.roll = roll
         is_cpu = self.device.platform == "cpu"
-        # One place for all, whatever the directory of programs: a process can register a kernel only once.
-        self.kernels = load_kernels(default_cache_directory(), processor()) if is_cpu and native else None
+        self.processor = this_processor()
+        self.kernels = load_kernels_of(self.processor) if is_cpu and native else None
         self.forms = (forms or kept_table(self.measured_on)) if is_cpu else None
         self.loaded: list[Path] = []  # files of compiled programs, in the order in which they were asked for
         self._blanks: dict[TensorType, Any] = {}
@@ -154,7 +155,7 @@ class XlaBackend:
     def measured_on(self) -> str:
         """What the seconds in a table of forms depend on."""
         kernels = self.kernels.version if self.kernels else ""
-        return "\n".join([jaxlib.__version__, kernels, str(os.cpu_count()), processor()])
+        return "\n".join([jaxlib.__version__, kernels, str(os.cpu_count()), self.processor.description])
 
     def chunk_seconds(self, graph: Graph, rows: int, capacity: int) -> ChunkSeconds:
         """On a CPU from the table of measured products, elsewhere nominal."""
@@ -215,7 +216,7 @@ class XlaBackend:
     def _machine(self) -> str:
         """Whatever compiled code depends on beside the program."""
         parts = [jaxlib.__version__, *self.device.description]
-        return "\n".join([*parts, os.environ.get("XLA_FLAGS", ""), processor()])
+        return "\n".join([*parts, os.environ.get("XLA_FLAGS", ""), self.processor.description])
 
     def _key(self, module: str | bytes) -> str:
         content = module.encode() if isinstance(module, str) else module
@@ -230,8 +231,13 @@ def load_ahead(entries: Iterable[Path]) -> None:
     """Begins to load compiled programs that are likely to be asked for, where a process runs on a CPU."""
     device = device_of(None)
     if device.platform == "cpu":
-        load_kernels(default_cache_directory(), processor())  # which the programs call
+        load_kernels_of(this_processor())  # which the programs call
         device.load_ahead({entry: partial(load_entry, device, entry) for entry in entries})
+
+
+def load_kernels_of(processor: Processor) -> Kernels | None:
+    """One place for all, whatever the directory of programs: a process can register a kernel only once."""
+    return load_kernels(default_cache_directory(), processor.description)
 
 
 def load_entry(device: XlaDevice, entry: Path) -> Any | None:
@@ -248,16 +254,3 @@ def load_entry(device: XlaDevice, entry: Path) -> Any | None:
 def _place_of(name: str) -> tuple[bool, str]:
     """Whether an input or output is a state, and its name among those."""
     return name.startswith(STATE_PREFIX), name.removeprefix(STATE_PREFIX)
-
-
-def processor() -> str:
-    """The processor and its instruction sets: code compiled for one may not run on another."""
-    described: Mapping[str, str] = {}
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        pairs = (line.partition(":")[::2] for line in lines)
-        described = {key.strip(): value.strip() for key, value in pairs}
-    shown = [described.get(key, "") for key in ("model name", "flags", "Features")]
-    if not any(shown):
-        shown = [host.processor()]  # asks a program of the system, which takes as long as loading a library
-    return "\n".join([host.machine(), *shown])

@@ -1,13 +1,14 @@
 """Every table of docs/performance.md, measured anew and written there: what is judged first.
 
-    python -m benchmarks.all [--budget-minutes 35] [--tables f32,gpt2] [--again] [--list]
+    python -m benchmarks.all [--budget-minutes 35] [--tables f32,gpt2] [--again] [--list] [--device gpu]
                              [--json benchmarks/results] [--docs docs/performance.md]
 
 Each table is a run of one of the other benchmarks in a process of its own, so a table's models are gone
 before the next. Behind each, its results are written to a JSON file, and its table between its two marks in
-the page. A table that was measured on these sources is left as it is, without ``--again``. One that would not
-end within the budget, by what it took the last time, is not begun. ``--list`` says what is there, and runs
-nothing.
+the page. Results belong to a kind of machine, whose folder they are in: those of other kinds stay, and the
+page has the tables of all, one below the other. A table that was measured on these sources is left as it is,
+without ``--again``. One that would not end within the budget, by what it took the last time, is not begun.
+``--list`` says what is there, and runs nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import judged
+from systolic.backends.processor import KINDS, in_words
+
+from . import judged, machine
 from .runs import Failed, run
 from .subjects import ROOT
 
@@ -32,6 +35,8 @@ LIMIT = 3  # times what a table took the last time before it is ended
 ROUNDS = 5  # of what is judged
 PROGRAMS = ("ir", "compiler", "backends", "models", "runner", "benchmarks")  # what results depend on
 NOT_MEASURED = ("all.py", "judged.py")
+# The benchmarks that run on another device than a CPU, too.
+ON_DEVICES = ("decode", "prefill", "memory", "decode_loop", "recurrent", "long_context", "serving")
 Kept = Mapping[str, Any]
 
 
@@ -103,32 +108,45 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--budget-minutes", type=float, default=float("inf"), help="default: all the time")
-    parser.add_argument("--tables", default=",".join(TABLES), help=f"of {', '.join(TABLES)} (default: all)")
+    parser.add_argument("--tables", help=f"of {', '.join(TABLES)} (default: all that the device has)")
     parser.add_argument("--again", action="store_true", help="also what was measured on these sources")
     parser.add_argument("--list", action="store_true", help="say what is measured, on what, and end")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results", help="where results go")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "performance.md", help="the page")
+    machine.add_device(parser)
     options = parser.parse_args()
-    names = options.tables.split(",")
-    unknown = [name for name in names if name not in TABLES]
+    names = options.tables.split(",") if options.tables else names_on(options.device)
+    unknown = [name for name in names if name not in names_on(options.device)]
     if unknown:
-        raise SystemExit(f"no table is called {unknown[0]}; known: {', '.join(TABLES)}")
+        known = ", ".join(names_on(options.device))
+        raise SystemExit(f"no table on a {options.device} is called {unknown[0]}; known: {known}")
+    try:  # in a process of its own: one that holds a device leaves no memory of it to others
+        here = run("machine", f"--device {options.device}").results
+    except Failed as error:
+        raise SystemExit(str(error)) from None
     if options.list:
-        print("\n".join(described(name, read(options.json, name)) for name in names))
+        print("\n".join(line for name in names for line in described(name, options, here["kind"])))
         return
-    options.json.mkdir(parents=True, exist_ok=True)
-    failed = measure_all(names, options)
+    failed = measure_all(names, options, here)
     write_page(options.docs, options.json)
     if failed:
         sys.exit("\n".join(failed))
 
 
-def measure_all(names: list[str], options: argparse.Namespace) -> list[str]:
-    """Measures what there is time for, and writes it; a line for each table that failed."""
+def names_on(device: str) -> list[str]:
+    """The tables that a device has."""
+    return [name for name, table in TABLES.items() if device == "cpu" or table.module in ON_DEVICES]
+
+
+def measure_all(names: list[str], options: argparse.Namespace, here: Mapping[str, Any]) -> list[str]:
+    """Measures on the machine that is ``here`` what there is time for, and writes it; a line for each table
+    that failed."""
     end, sources, failed = time.monotonic() + 60 * options.budget_minutes, digest(), []
+    folder = options.json / here["kind"]
+    folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        before = read(options.json, name)
-        if not options.again and before and is_of(before, name, sources):
+        given, before = command(name, options.device), read(folder, name)
+        if not options.again and before and is_of(before, given, sources):
             print(f"{name}: measured already", flush=True)
             continue
         expected = before["seconds"] if before else TABLES[name].seconds
@@ -136,12 +154,13 @@ def measure_all(names: list[str], options: argparse.Namespace) -> list[str]:
             print(f"{name}: not begun, it takes {expected:.0f} s", flush=True)
             continue
         try:
-            kept = measured(name, sources, LIMIT * max(expected, TABLES[name].seconds))
+            limit = LIMIT * max(expected, TABLES[name].seconds)
+            kept = {"machine": here, **measured(name, options.device, sources, limit)}
         except Failed as error:
             failed.append(f"{name}: {error}")
             print(failed[-1], flush=True)
             continue
-        (options.json / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        (folder / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
         write_page(options.docs, options.json)
         print(f"{name}: {kept['seconds']:.0f} s", flush=True)
         if not kept["is_sound"]:
@@ -149,18 +168,21 @@ def measure_all(names: list[str], options: argparse.Namespace) -> list[str]:
     return failed
 
 
-def command(name: str) -> str:
+def command(name: str, device: str) -> str:
     """How a user runs one table."""
-    return f"python -m benchmarks.{TABLES[name].module} {TABLES[name].options}".strip()
+    return f"python -m benchmarks.{TABLES[name].module} {options_of(name, device)}".strip()
 
 
-def measured(name: str, sources: str, limit: float) -> Kept:
+def options_of(name: str, device: str) -> str:
+    return TABLES[name].options + (f" --device {device}" if device != "cpu" else "")
+
+
+def measured(name: str, device: str, sources: str, limit: float) -> Kept:
     """Runs a table; what is kept of it."""
-    table = TABLES[name]
-    found = run(table.module, table.options, limit)
+    found = run(TABLES[name].module, options_of(name, device), limit)
     judgements = judged.judgements_of(name, found.results) if name in judged.ROWS else []
     return {
-        "command": command(name),
+        "command": command(name, device),
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit(),
         "sources": sources,
@@ -172,9 +194,15 @@ def measured(name: str, sources: str, limit: float) -> Kept:
     }
 
 
-def is_of(kept: Kept, name: str, sources: str) -> bool:
+def is_of(kept: Kept, command: str, sources: str) -> bool:
     """Whether results are those of the table as it is, on these sources."""
-    return kept["sources"] == sources and kept["command"] == command(name) and kept["is_sound"]
+    return kept["sources"] == sources and kept["command"] == command and kept["is_sound"]
+
+
+def kinds(folder: Path) -> list[str]:
+    """The kinds of machines that have results, processors first."""
+    found = sorted(file.parent.name for file in folder.glob("*/*.json"))
+    return list(dict.fromkeys([*(kind for kind in KINDS if kind in found), *found]))
 
 
 def read(folder: Path, name: str) -> Kept | None:
@@ -182,9 +210,18 @@ def read(folder: Path, name: str) -> Kept | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
-def described(name: str, kept: Kept | None) -> str:
-    when = f"{kept['date']}, commit {kept['commit']}, {kept['seconds']:.0f} s" if kept else "never measured"
-    return f"{name:14s} {when:44s} {command(name)}"
+def described(name: str, options: argparse.Namespace, here: str) -> list[str]:
+    """A line for each kind of machine that has the table, and for this one."""
+    found = {kind: read(options.json / kind, name) for kind in [*kinds(options.json), here]}
+    return [
+        f"{name:14s} {kind:8s} {when(kept):44s} {kept['command'] if kept else command(name, options.device)}"
+        for kind, kept in found.items()
+        if kept or kind == here
+    ]
+
+
+def when(kept: Kept | None) -> str:
+    return f"{kept['date']}, commit {kept['commit']}, {kept['seconds']:.0f} s" if kept else "never measured"
 
 
 def digest() -> str:
@@ -192,7 +229,8 @@ def digest() -> str:
     found = hashlib.sha256()
     for folder in PROGRAMS:
         for file in sorted((ROOT / folder).rglob("*")):
-            if file.suffix in (".py", ".h", ".cc", ".cpp", ".toml") and file.name not in NOT_MEASURED:
+            is_source = file.suffix in (".py", ".h", ".cc", ".cpp", ".toml") or file.parent.name == "measured"
+            if is_source and file.name not in NOT_MEASURED:
                 found.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
     return found.hexdigest()[:16]
 
@@ -210,21 +248,30 @@ def commit() -> str:
 
 
 def write_page(page: Path, folder: Path) -> None:
-    """Writes what is kept of each table between its marks, where the page has them."""
+    """Writes what is kept of each table between its marks, where the page has them: of one kind of machine
+    below that of another, and all that is judged side by side."""
     text = page.read_text(encoding="utf-8")
-    kept = {name: found for name in TABLES if (found := read(folder, name)) is not None}
-    blocks = {name: block(found) for name, found in kept.items()}
-    if any(found["judgements"] for found in kept.values()):
-        blocks["judged"] = judged.table({name: found["judgements"] for name, found in kept.items()})
+    found = {(kind, name): read(folder / kind, name) for kind in kinds(folder) for name in TABLES}
+    kept = {place: each for place, each in found.items() if each is not None}
+    blocks: dict[str, list[str]] = {}
+    judgements: dict[str, dict[str, Any]] = {}
+    for (kind, name), each in kept.items():
+        blocks.setdefault(name, []).append(block(kind, each))
+        if each["judgements"]:
+            judgements.setdefault(in_words(kind), {})[name] = each["judgements"]
+    if judgements:
+        blocks["judged"] = [judged.table(judgements)]
     for name, content in blocks.items():
-        text = replaced(text, name, content)
+        text = replaced(text, name, "\n\n".join(content))
     page.write_text(text, encoding="utf-8")
 
 
-def block(kept: Kept) -> str:
+def block(kind: str, kept: Kept) -> str:
     """A table as the page has it, with how, when and on what it was measured."""
     commit = f", commit {kept['commit']}" if kept["commit"] else ""
-    return f"`{kept['command']}` ({kept['date']}{commit}):\n\n{kept['text']}"
+    on = kept["machine"]
+    where = f"{on.get('device', on['processor'])}, {on['memory'] / 1e9:.0f} GB"
+    return f"**{in_words(kind)}** ({where}): `{kept['command']}` ({kept['date']}{commit}):\n\n{kept['text']}"
 
 
 def replaced(text: str, name: str, content: str) -> str:

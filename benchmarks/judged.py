@@ -29,13 +29,15 @@ Results = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Judgement:
-    """One number against one bound: reached if the median is at least, or else at most, ``bound``."""
+    """One number against one bound: reached if the median is at least, or else at most, ``bound``.
+    ``than`` is whom ours was compared with, where only the results say so."""
 
     what: str
     bound: float
     values: Sequence[float]
     unit: str = "×"
     at_least: bool = True
+    than: str = ""
 
     @property
     def is_met(self) -> bool:
@@ -43,11 +45,15 @@ class Judgement:
         return median >= self.bound if self.at_least else median <= self.bound
 
     @property
-    def cells(self) -> list[str]:
-        """A row of the table."""
-        sign = "≥" if self.at_least else "≤"
-        measured = f"{spread(self.values)} {self.unit}"
-        return [self.what, f"{sign} {self.bound:g} {self.unit}", measured, "met" if self.is_met else "missed"]
+    def aim(self) -> tuple[str, str]:
+        """The first two cells of a row: what is to be reached."""
+        return self.what, f"{'≥' if self.at_least else '≤'} {self.bound:g} {self.unit}".rstrip()
+
+    @property
+    def verdict(self) -> tuple[str, str]:
+        """Two more for each kind of machine: what is, and whether that is enough."""
+        measured = f"{spread(self.values)} {self.unit} {self.than}".rstrip()
+        return measured, "met" if self.is_met else "missed"
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ def judge_prefill(results: Results) -> list[Judgement]:
         if peers:
             ratios = np.min([row["ours_is_times"][OURS] for row in peers], axis=0)
             best = min(peers, key=lambda row: np.median(row["ours_is_times"][OURS]))["name"]
-            judgements.append(Judgement(f"prefill 512, {dtype} ÷ the best ({best})", 1.0, ratios.tolist()))
+            judgements.append(Judgement(f"prefill 512, {dtype} ÷ the best", 1.0, ratios.tolist(), than=best))
     return judgements
 
 
@@ -205,10 +211,20 @@ def judgements_of(name: str, results: Results) -> list[dict[str, Any]]:
     return [asdict(judgement) for judgement in ROWS[name].judge(results)]
 
 
-def table(judged: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """All judgements in the order of ``ROWS`` as Markdown."""
-    judgements = [Judgement(**fields) for name in ROWS for fields in judged.get(name, ())]
-    return markdown(["what", "reach", "measured", ""], [judgement.cells for judgement in judgements])
+def table(judged: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> str:
+    """All judgements in the order of ``ROWS`` as Markdown, by the heading of what was measured, one for each
+    kind of machine, and by row."""
+    found: dict[tuple[str, str], dict[str, tuple[str, str]]] = {}
+    for name in ROWS:
+        for heading, judgements in judged.items():
+            for judgement in (Judgement(**fields) for fields in judgements.get(name, ())):
+                found.setdefault(judgement.aim, {})[heading] = judgement.verdict
+    headings = ["what", "reach", *(cell for heading in judged for cell in (heading, ""))]
+    rows = [
+        [*aim, *(cell for heading in judged for cell in verdicts.get(heading, ("", "")))]
+        for aim, verdicts in found.items()
+    ]
+    return markdown(headings, rows)
 
 
 def main() -> None:
@@ -222,7 +238,7 @@ def main() -> None:
     parser.add_argument("--show", type=Path, help="only print the table of this file")
     options = parser.parse_args()
     if options.show:
-        print(table(json.loads(options.show.read_text(encoding="utf-8"))["judgements"]))
+        print(table({"measured": json.loads(options.show.read_text(encoding="utf-8"))["judgements"]}))
         return
     unknown = [name for name in options.rows.split(",") if name not in ROWS]
     if unknown:
@@ -239,7 +255,7 @@ def main() -> None:
         kept["results"][name], kept["judgements"][name] = results, judgements_of(name, results)
         if options.out:
             options.out.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    print(table(kept["judgements"]))
+    print(table({"measured": kept["judgements"]}))
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ def measure(
         rate = size * (length - used[0]) / more
         rows.append(Row(name, length, size * length, found, ratio.tolist(), rate.tolist()))
     weights = sum(node.tensor.bytes for node in kept.graph.parameters)
-    return Record("long_context", command_line(), model, weights, machine.describe(), bandwidth, rows)
+    return Record("long_context", command_line(), model, weights, machine.describe(device), bandwidth, rows)
 
 
 def table(record: Record, first: int) -> str:

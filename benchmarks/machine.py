@@ -1,4 +1,6 @@
-"""The limits of this machine, as measured: what it reads per second, what it multiplies per second.
+"""This machine: what it is, and its limits as measured, what it reads per second and multiplies per second.
+
+    python -m benchmarks.machine [--device gpu] [--out FILE]
 
 A device is ``cpu``, or ``gpu``: the first that jax has.
 """
@@ -6,8 +8,8 @@ A device is ``cpu``, or ``gpu``: the first that jax has.
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import platform
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +22,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from systolic.backends.processor import this_processor
 
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 READ_BYTES = {"cpu": 1 << 28, "gpu": 1 << 31}  # read at once: more than caches hold
@@ -107,12 +111,15 @@ def _torch_product(dtype: str, side: int) -> Callable[[], Any]:
     return lambda: matrix @ matrix.T
 
 
-def describe() -> dict[str, Any]:
-    """The processor, its cores and memory."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {"processor": names[0] if names else platform.processor(), "threads": THREADS, "memory": memory}
+def describe(device: str = "cpu") -> dict[str, Any]:
+    """The processor, its cores and memory, a device beside it if that is meant; and the kind of machine that
+    results belong to: the processor's, or else the device by its name."""
+    processor, memory = this_processor(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    found = {"kind": processor.kind, "processor": processor.name, "threads": THREADS, "memory": memory}
+    if device == "cpu":
+        return found
+    name = jax.devices()[0].device_kind
+    return {**found, "kind": "-".join(name.lower().split()), "device": name}
 
 
 def resident_bytes(device: str = "cpu") -> int:
@@ -122,3 +129,21 @@ def resident_bytes(device: str = "cpu") -> int:
     fields = Path("/proc/self/status").read_text().splitlines()
     (anonymous,) = (line.split()[1] for line in fields if line.startswith("RssAnon"))
     return 1024 * int(anonymous)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_device(parser)
+    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
+    options = parser.parse_args()
+    choose(options.device)
+    text = json.dumps(describe(options.device), indent=1)
+    if options.out is not None:
+        options.out.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

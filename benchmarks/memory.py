@@ -82,7 +82,7 @@ def measure(
         command_line(),
         subject.name,
         subject.parameters,
-        {**machine.describe(), "read_bandwidth": bandwidth},
+        {**machine.describe(settings[0].device), "read_bandwidth": bandwidth},
         [row(entry, entries, grown[entry.name]) for entry in entries],
         absent,
         different_tokens(entries),

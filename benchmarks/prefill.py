@@ -71,7 +71,7 @@ def measure(
         subject.name,
         subject.parameters,
         {
-            **machine.describe(),
+            **machine.describe(device),
             "read_bandwidth": bandwidth,
             "matmul_peak": {dtype: {"rate": rate, "by": by} for dtype, (rate, by) in peaks.items()},
         },

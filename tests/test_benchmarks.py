@@ -14,6 +14,7 @@ from benchmarks import all as everything
 from benchmarks import chunks, contest, decode, forms, judged, memory, pages, rolling, startup
 from benchmarks.peers import OURS, Setting, Unavailable, prepare
 from benchmarks.subjects import Subject, load_subject
+from systolic.backends.processor import in_words, this_processor
 
 
 @pytest.fixture(scope="module")
@@ -191,13 +192,30 @@ def test_judgements_say_what_is_missed():
             {"name": "llama.cpp, f32", "peer": "llama.cpp", "ours_is_times": {OURS: [1.1, 1.3, 1.15]}},
         ]
     }
-    shown = judged.table({"f32": [asdict(judgement) for judgement in judged.judge_f32(results)]})
-    assert shown.splitlines()[2:] == [
-        "| f32 decode, of the bandwidth | ≥ 0.9  | 0.91 (0.90 to 0.95)  | met |",
+    here = {"f32": [asdict(judgement) for judgement in judged.judge_f32(results)]}
+    assert judged.table({"measured": here}).splitlines() == [
+        "| what | reach | measured |  |",
+        "|---|---|---|---|",
+        "| f32 decode, of the bandwidth | ≥ 0.9 | 0.91 (0.90 to 0.95) | met |",
         "| f32 decode ÷ llama.cpp, f32 | ≥ 1.2 × | 1.15 (1.10 to 1.30) × | missed |",
     ]
     at_most = judged.Judgement("µs", 100, [90, 120, 80], "µs", at_least=False)
-    assert at_most.cells[-1] == "met"
+    assert at_most.verdict[-1] == "met"
+
+
+def test_judgements_of_all_kinds_of_machines_stand_side_by_side():
+    def prefill(ratio, best):
+        return asdict(judged.Judgement("prefill ÷ best", 1.0, [ratio], than=best))
+
+    overhead = asdict(judged.Judgement("overhead", 10, [4.0], "µs", at_least=False))
+    wide = {"prefill": [prefill(1.1, "JAX")]}
+    narrow = {"prefill": [prefill(0.9, "torch")], "overhead": [overhead]}
+    assert judged.table({"AVX-512": wide, "AVX2": narrow}).splitlines() == [
+        "| what | reach | AVX-512 |  | AVX2 |  |",
+        "|---|---|---|---|---|---|",
+        "| prefill ÷ best | ≥ 1 × | 1.10 (1.10 to 1.10) × JAX | met | 0.90 (0.90 to 0.90) × torch | missed |",
+        "| overhead | ≤ 10 µs |  |  | 4.00 (4.00 to 4.00) µs | met |",
+    ]
 
 
 def test_rolling_measures_both_forms():
@@ -220,25 +238,38 @@ def test_formats_of_ours_stand_beside_the_numbers_that_they_keep(llama):
     assert all(re.fullmatch(r"[\d.]+ \([\d.]+ to [\d.]+\)", cell) for cell in theirs.split(" | ")[3:5])
 
 
-def test_tables_are_written_between_their_marks(tmp_path):
+def test_tables_of_every_kind_of_machine_are_written_between_their_marks(tmp_path):
     page, results = tmp_path / "page.md", tmp_path / "results"
     page.write_text("before\n<!-- table f32 -->\nold\n<!-- end of f32 -->\nbehind\n")
-    results.mkdir()
     kept = {
+        "machine": {"processor": "AMD EPYC", "threads": 2, "memory": 25e9},
         "command": "python -m x",
         "date": "2026-01-02",
         "commit": "abc",
         "text": "| a |",
         "judgements": [],
     }
-    (results / "f32.json").write_text(json.dumps(kept))
-    (results / "gpt2.json").write_text(json.dumps(kept))  # which has no marks there
+    of_device = kept | {"machine": {**kept["machine"], "device": "NVIDIA H200"}, "text": "| b |"}
+    for place in ("nvidia-h200/f32", "avx2/gpt2", "sse/f32"):  # gpt2 has no marks there
+        (results / place).parent.mkdir(parents=True, exist_ok=True)
+        (results / f"{place}.json").write_text(json.dumps(of_device if "nvidia" in place else kept))
     everything.write_page(page, results)
-    shown = "`python -m x` (2026-01-02, commit abc):\n\n| a |"
+    shown = (
+        "**SSE** (AMD EPYC, 25 GB): `python -m x` (2026-01-02, commit abc):\n\n| a |\n\n"
+        "**nvidia-h200** (NVIDIA H200, 25 GB): `python -m x` (2026-01-02, commit abc):\n\n| b |"
+    )
     wanted = f"before\n<!-- table f32 -->\n{shown}\n<!-- end of f32 -->\nbehind\n"
     assert page.read_text() == wanted
     everything.write_page(page, results)
     assert page.read_text() == wanted
+
+
+def test_the_page_is_what_was_measured(tmp_path):
+    written = everything.ROOT / "docs" / "performance.md"
+    page = tmp_path / "page.md"
+    page.write_text(written.read_text(encoding="utf-8"), encoding="utf-8")
+    everything.write_page(page, everything.ROOT / "benchmarks" / "results")
+    assert page.read_text(encoding="utf-8") == written.read_text(encoding="utf-8")
 
 
 def test_every_table_has_its_marks_in_the_page():
@@ -254,13 +285,28 @@ def test_what_was_measured_is_not_repeated_and_what_does_not_fit_is_not_begun(tm
     monkeypatch.setattr("sys.argv", ["all", *given])
     short = everything.Table("pages", "--rounds 1 --megabytes 8", 9)
     monkeypatch.setattr(everything, "TABLES", {"pages": short})
+    kind = this_processor().kind
+    (tmp_path / "theirs").mkdir()
     everything.main()
-    assert "| large |" in page.read_text()
+    assert f"**{in_words(kind)}** ({this_processor().name}, " in page.read_text()
+    (tmp_path / kind / "pages.json").rename(tmp_path / "theirs" / "pages.json")
+    capsys.readouterr()
+    monkeypatch.setattr("sys.argv", ["all", *given, "--list"])
+    everything.main()
+    theirs, ours = capsys.readouterr().out.splitlines()  # what another machine took is nothing here
+    assert theirs.split()[:2] == ["pages", "theirs"]
+    assert ours.split()[:4] == ["pages", kind, "never", "measured"]
+    monkeypatch.setattr("sys.argv", ["all", *given])
+    everything.main()
+    assert page.read_text().count("| large |") == 2
     everything.main()
     assert capsys.readouterr().out.splitlines()[-1] == "pages: measured already"
     monkeypatch.setattr("sys.argv", ["all", *given, "--again", "--budget-minutes", "0"])
     everything.main()
     assert capsys.readouterr().out.startswith("pages: not begun, it takes ")
+    monkeypatch.setattr("sys.argv", ["all", *given, "--device", "gpu"])
+    with pytest.raises(SystemExit, match="no table on a gpu is called pages"):
+        everything.main()
 
 
 def test_small_and_large_pages_are_read_by_turns():

@@ -14,8 +14,9 @@ from systolic.backends.contractions.table import forced_table
 from systolic.backends.native import build
 from systolic.backends.native.build import load_kernels
 from systolic.backends.numpy_backend import NumpyBackend
+from systolic.backends.processor import this_processor
 from systolic.backends.stablehlo import emit_stablehlo
-from systolic.backends.xla import XlaBackend, processor
+from systolic.backends.xla import XlaBackend
 from systolic.compiler.derive import choose_states, derive_chunk
 from systolic.compiler.pipeline import passes_with, run_passes
 from systolic.ir.types import DTYPES
@@ -280,14 +281,14 @@ def test_models_say_the_same_with_and_without(shared, native, plain, name):
 
 def test_without_a_compiler_there_are_none(monkeypatch, tmp_path):
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
-    assert load_kernels(tmp_path, processor()) is None
+    assert load_kernels(tmp_path, this_processor().description) is None
 
 
 def test_a_compiler_that_fails_is_a_warning(monkeypatch, tmp_path):
     monkeypatch.setattr(build, "FLAGS", ("--no-such-flag",))
     if any(map(shutil.which, build.COMPILERS)):
         with pytest.warns(UserWarning, match="run without them"):
-            assert load_kernels(tmp_path, processor()) is None
+            assert load_kernels(tmp_path, this_processor().description) is None
     assert not list(tmp_path.iterdir())
 
 

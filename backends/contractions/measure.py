@@ -20,8 +20,9 @@ from typing import Any
 import jaxlib
 
 from ...compiler.program import Program
+from ..processor import in_words
 from ..stablehlo import emit_stablehlo
-from ..xla import XlaBackend, processor
+from ..xla import XlaBackend
 from ..xla_device import run
 from .forms import available_forms
 from .products import find_product
@@ -63,8 +64,8 @@ def measured_forms(report: Callable[[int, int], None] | None = None) -> FormTabl
             cells.append(measured_cell(backend, setting, matrices, threads))
             if report:
                 report(len(cells), len(every))
-    name = [line for line in processor().splitlines()[:3] if line][-1]
-    source = f"{name}, {os.cpu_count()} processors, jaxlib {jaxlib.__version__}"
+    name, kind = backend.processor.name, in_words(backend.processor.kind)
+    source = f"{name} with {kind}, {os.cpu_count()} processors, jaxlib {jaxlib.__version__}"
     return FormTable(tuple(cells), cache_bytes(), source)
 
 
