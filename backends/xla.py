@@ -140,7 +140,7 @@ class XlaBackend:
         is_cpu = self.device.platform == "cpu"
         self.processor = this_processor()
         self.kernels = load_kernels_of(self.processor) if is_cpu and native else None
-        self.forms = (forms or kept_table(self.measured_on)) if is_cpu else None
+        self.forms = (forms or kept_table(self.measured_on, self.processor.kind)) if is_cpu else None
         self.loaded: list[Path] = []  # files of compiled programs, in the order in which they were asked for
         self._blanks: dict[TensorType, Any] = {}
 

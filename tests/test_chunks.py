@@ -231,10 +231,11 @@ def test_a_table_tells_seconds_between_what_was_measured():
     assert slower.seconds(cells[1].setting, has_kernels=True) == 8.0  # eight times one row
 
 
+@pytest.mark.parametrize("kind", ["avx512", "avx2"])
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "int8"])
-def test_larger_chunks_take_longer_and_a_position_of_them_less(shared, dtype):
+def test_larger_chunks_take_longer_and_a_position_of_them_less(shared, dtype, kind):
     graph = run_passes(sy.load(shared / "real" / "stories260K", dtype).graph)[-1].graph
-    seconds = chunk_seconds(graph, packaged_table(), rows=1, capacity=512, has_kernels=True)
+    seconds = chunk_seconds(graph, packaged_table(kind), rows=1, capacity=512, has_kernels=True)
     times = [seconds(1 << power, 0) for power in range(10)]
     assert times == sorted(times)
     assert all(2 * a > b for a, b in pairwise(times[:7]))

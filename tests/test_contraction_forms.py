@@ -15,6 +15,8 @@ from systolic.backends.contractions.sample import sample_arrays, sample_program
 from systolic.backends.contractions.table import (
     FORMS,
     MARGIN,
+    MOST,
+    PACKAGED,
     WEIGHTS,
     Cell,
     FormTable,
@@ -24,6 +26,7 @@ from systolic.backends.contractions.table import (
     parse_table,
 )
 from systolic.backends.interface import Lowered
+from systolic.backends.processor import KINDS, Processor, in_words, this_processor
 from systolic.backends.stablehlo import emit_stablehlo
 from systolic.backends.xla import XlaBackend
 from systolic.compiler.pipeline import run_passes
@@ -164,8 +167,10 @@ def test_stories_are_told_alike_in_every_form(shared, tmp_path, form, native):
 # ---- the data ----
 
 
-def test_the_packaged_table_is_whole():
-    table = packaged_table()
+@pytest.mark.parametrize("kind", sorted(file.stem for file in PACKAGED.glob("*.json")))
+def test_a_packaged_table_is_whole(kind):
+    table = packaged_table(kind)
+    assert f" with {in_words(kind)}, " in table.source
     assert parse_table(table.to_text()) == table
     assert [cell.setting for cell in table.cells] == [setting for setting, _ in measure.grid()]
     assert table.near_bytes > 0
@@ -198,14 +203,30 @@ def test_ratios_are_those_within_a_round():
     assert next(speeds["apart"]) == next(speeds["apart"]) / 2  # it ran twice
 
 
+def test_every_kind_of_machine_has_a_packaged_table():
+    tables = {kind: packaged_table(kind) for kind in KINDS}
+    assert tables["avx512"] != tables["avx2"]
+    assert tables["sse"] == tables["neon"] == packaged_table() == tables[MOST]
+
+
 def test_a_kept_table_belongs_to_its_machine(tmp_path):
     table = forced_table("apart")
-    assert kept_table("mine", tmp_path) == packaged_table()
+    for kind in KINDS:
+        assert kept_table("mine", kind, tmp_path) == packaged_table(kind)
     file = keep_table(table, "mine", tmp_path)
-    assert kept_table("mine", tmp_path) == table
-    assert kept_table("another", tmp_path) == packaged_table()
+    assert kept_table("mine", "avx2", tmp_path) == table
+    assert kept_table("another", "avx512", tmp_path) == packaged_table("avx512")
     file.write_bytes(b"damaged")
-    assert kept_table("mine", tmp_path) == packaged_table()
+    assert kept_table("mine", "avx2", tmp_path) == packaged_table("avx2")
+
+
+def test_a_backend_has_the_table_of_its_processor(monkeypatch, tmp_path):
+    monkeypatch.setattr(kept, "default_cache_directory", lambda: tmp_path)
+    for kind in ("avx512", "avx2"):
+        monkeypatch.setattr(Processor, "kind", kind)
+        there = XlaBackend("cpu", tmp_path)
+        assert there.forms == packaged_table(kind)
+        assert there.forms.digest in there.lowering
 
 
 def test_tables_of_another_format_are_refused():
@@ -240,7 +261,7 @@ def test_the_forms_of_a_model_are_shown(cli, shared):
     # Five layers of queries, outputs, gate, up and down, and the head; keys and values are too small.
     assert sum(record["times"] * record["products"] for record in decode) == 5 * 5 + 1
     assert {record["near"] for record in decode} == {True}
-    table = packaged_table()
+    table = packaged_table(this_processor().kind)
     for record in decode:
         setting = Setting(*(record[name] for name in Setting.__slots__))
         assert record["form"] in table.nearest(setting).seconds

@@ -9,10 +9,10 @@ from ..cache import default_cache_directory, read_entry, write_entry
 from .table import FORMAT, FormTable, packaged_table, parse_table
 
 
-def kept_table(machine: str, directory: Path | None = None) -> FormTable:
-    """The table that was measured on ``machine``, or else the packaged one."""
+def kept_table(machine: str, kind: str, directory: Path | None = None) -> FormTable:
+    """The table that was measured on ``machine``, or else the packaged one of its ``kind``."""
     content = read_entry(_entry(machine, directory))
-    return packaged_table() if content is None else parse_table(content.decode())
+    return packaged_table(kind) if content is None else parse_table(content.decode())
 
 
 def keep_table(table: FormTable, machine: str, directory: Path | None = None) -> Path:

@@ -1,7 +1,8 @@
 """Which form of a product is fastest: a table of measured seconds, and the choice that follows from it.
 
-A table belongs to a machine. ``systolic targets --forms --calibrate`` measures one; the packaged one, of a
-processor with AVX-512, is used where there is none.
+A table belongs to a machine. ``systolic targets --forms --calibrate`` measures one; where there is none, a
+packaged one of its kind is used: there are those of a processor with AVX-512, and of one with AVX2, which all
+other kinds are given, too.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ FORMS: Mapping[str, str] = {
 WEIGHTS = ("f32", "bf16", "int8", "int4", "f32-packed", "bf16-packed")  # how they are kept
 USUAL = ("kernel", "dot")  # what is taken where nothing else is known to be faster
 MARGIN = 0.95  # of its time: two runs of one program differ by as much
-PACKAGED = Path(__file__).parent / "measured" / "avx512.json"
+PACKAGED = Path(__file__).parent / "measured"  # a file for each kind of machine (``backends.processor``)
+MOST = "avx2"  # the kind of most machines
 MANY = 64  # rows from which on it does not matter where weights are
 FORMAT = 1
 _UNLIKE = 100.0  # of distance: farther than any number of rows or weights
@@ -164,6 +166,7 @@ def forced_table(form: str) -> FormTable:
 
 
 @cache
-def packaged_table() -> FormTable:
-    """The table that comes with this package."""
-    return parse_table(PACKAGED.read_text(encoding="utf-8"))
+def packaged_table(kind: str = MOST) -> FormTable:
+    """The table of a kind of machine that comes with this package; that of most where it has none."""
+    file = PACKAGED / f"{kind}.json"
+    return parse_table((file if file.exists() else PACKAGED / f"{MOST}.json").read_text(encoding="utf-8"))

@@ -64,8 +64,8 @@ def compile_model(
 
 
 def _chunk_seconds(model: Model, options: Options, target: str | None) -> ChunkSeconds:
-    """Predicted for the target, or for a CPU like the one whose products the packaged table holds: the
-    directory is read on any machine."""
+    """Predicted for the target, or for a CPU of the kind that most are: the directory is read on any machine,
+    and is the same on whichever it was written."""
     from ...backends.contractions.chunk_seconds import chunk_seconds
     from ...backends.contractions.table import packaged_table
     from ...compiler.cost.prediction import chunk_seconds_on

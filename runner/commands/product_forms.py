@@ -27,10 +27,10 @@ def show_forms(*, calibrate: bool, as_json: bool) -> None:
         with progress_bar("measuring") as report:
             table = measured_forms(report)
         file = keep_table(table, backend.measured_on)
-        if kept_table(backend.measured_on) != table:
+        if kept_table(backend.measured_on, backend.processor.kind) != table:
             raise SystolicError(f"{file} could not be written, so that programs do not use what was measured")
     assert table is not None  # a CPU has one
-    print(json.dumps(table.to_json(), indent=1) if as_json else forms_text(table))
+    print(table.to_text().strip() if as_json else forms_text(table))
 
 
 def forms_text(table: FormTable) -> str:

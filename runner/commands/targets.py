@@ -27,7 +27,7 @@ def targets(
         typer.Option(
             "--forms",
             help="Show in which forms products run fastest on this CPU; with --calibrate measure that for "
-            "about a minute, and keep it for all programs from then on.",
+            "some minutes, and keep it for all programs from then on.",
         ),
     ] = False,
     as_json: Json = False,
