@@ -63,8 +63,9 @@ def best_seconds(work: Callable[[], Any], seconds: float) -> float:
 
 @cache
 def _reader(device: str) -> Callable[[], Any]:
-    """Reads so many bytes once: on a CPU a part on each core, by turns as one dot product, which is one stream,
-    and as those of rows with a vector, of which some are read side by side. Which is faster is the machine's."""
+    """Reads so many bytes once: on a CPU a part on each core, by turns as one dot product, which is one
+    stream, and as those of rows with a vector, of which some are read side by side. Which is faster is the
+    machine's."""
     count = READ_BYTES[device] // 4
     if device != "cpu":
         vector, total = jnp.ones(count, jnp.float32), jax.jit(jnp.sum)
