@@ -62,6 +62,10 @@ class Backend(Protocol):
         """Predicts what chunks of a per-token graph take, for so many rows with states of ``capacity``
         positions; in what chunks prompts are read follows from it."""
 
+    def faster_transposed(self, graph: Graph, rows: int) -> tuple[str, ...]:
+        """The parameters [d, n] of a per-token graph, by name, that a step of so many rows reads faster where
+        they are kept as [n, d]."""
+
     def lower(self, program: Program) -> Lowered:
         """Writes a program in the words of this backend."""
 

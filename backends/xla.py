@@ -166,6 +166,14 @@ class XlaBackend:
         has_kernels = self.kernels is not None
         return chunk_seconds(graph, self.forms, rows=rows, capacity=capacity, has_kernels=has_kernels)
 
+    def faster_transposed(self, graph: Graph, rows: int) -> tuple[str, ...]:
+        """On a CPU by the table of measured products; elsewhere XLA has a layout of its own."""
+        if self.forms is None:
+            return ()
+        from .contractions.layout import faster_transposed  # what was chosen once needs none of it
+
+        return faster_transposed(graph, self.forms, rows=rows, has_kernels=self.kernels is not None)
+
     def lower(self, program: Program) -> Lowered:
         """The program as StableHLO."""
         from .stablehlo import emit_stablehlo  # what an earlier process lowered needs none of it

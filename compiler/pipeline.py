@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from .passes.narrow_states import narrow_states
 from .passes.route import route
 from .passes.share import share
 from .passes.simplify import simplify
+from .passes.transpose_weights import transpose_weights
 
 Pass = Callable[[Graph], Graph]
 
@@ -33,10 +34,19 @@ PASSES: tuple[Pass, ...] = (
 )
 
 
-def passes_with(state_dtype: str, strategy: str = "auto") -> tuple[Pass, ...]:
-    """The passes for a model whose states, chosen by ``strategy``, are kept as ``state_dtype``."""
+def passes_with(
+    state_dtype: str, strategy: str = "auto", transposed: Collection[str] = ()
+) -> tuple[Pass, ...]:
+    """The passes for a model whose states, chosen by ``strategy``, are kept as ``state_dtype``, and of whose
+    matrices some are kept ``transposed``."""
+
+    def transpose(graph: Graph) -> Graph:
+        return transpose_weights(graph, transposed)
+
+    transpose.__name__ = transpose_weights.__name__
+    passes = (transpose, *PASSES) if transposed else PASSES
     if state_dtype == "f32":
-        return PASSES
+        return passes
 
     def narrow(graph: Graph) -> Graph:
         reads_past = any(node.op.name == "history" for node in graph.nodes)
@@ -44,7 +54,7 @@ def passes_with(state_dtype: str, strategy: str = "auto") -> tuple[Pass, ...]:
         return narrow_states(graph, {node.name for node in kept}, state_dtype)
 
     narrow.__name__ = narrow_states.__name__
-    return (*PASSES, narrow)
+    return (*passes, narrow)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from ..ir.time import Access
 from ..ir.types import TensorType
 
 STATE_PREFIX = "state."
+TRANSPOSED = ".transposed"  # what a parameter that is kept so is called behind its name in files
 SAMPLING = "sampling."  # what inputs, states and streams of a program that chooses tokens are called by
 STRATEGIES = ("auto", "sources", "tokens")  # how states can be chosen
 CHOICE = "adapter"  # the input that chooses weights: i32[], 0 for them as they are

@@ -19,6 +19,7 @@ import numpy as np
 from ..ir.graph import Graph, Node, copy_node, make_node
 from ..ir.ops import OPS
 from ..ir.types import TensorType
+from .derived import DerivedWeights
 from .weights import Weights
 
 LEAST_WEIGHTS = 1 << 12  # elements of a matrix; smaller ones stay as they are
@@ -66,22 +67,23 @@ class Making:
         return self("constant", value=np.asarray(value))
 
 
-class CompactWeights(Mapping[str, np.ndarray]):
+class CompactWeights(DerivedWeights):
     """The parameters of a graph with parts; these are made when they are asked for."""
 
     def __init__(
         self, weights: Mapping[str, np.ndarray], form: Form, turned: Mapping[str, bool], whole: Iterable[str]
     ) -> None:
-        self._weights = weights
+        super().__init__(weights)
         self._form = form
         self._turned = turned  # the matrices with parts, and whether files keep them as [d, n]
         self._whole = frozenset(whole)  # those of them that are kept, too
         self._parts = {name + suffix: name for name in turned for suffix in form.suffixes}
         self._smaller: dict[str, np.ndarray] = {}  # parts of matrices whose largest has been asked for
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._parts:
-            return self._weights[name]
+    def is_made(self, name: str) -> bool:
+        return name in self._parts
+
+    def make(self, name: str) -> np.ndarray:
         if name not in self._smaller:
             matrix = self._parts[name]
             names = [matrix + suffix for suffix in self._form.suffixes]
@@ -90,28 +92,9 @@ class CompactWeights(Mapping[str, np.ndarray]):
             return made[name]
         return self._smaller[name]
 
-    def array(self, name: str, alignment: int = 1) -> np.ndarray:
-        """A parameter; one that lies in a file at a multiple of ``alignment`` bytes."""
-        if name not in self._parts and isinstance(self._weights, Weights):
-            return self._weights.array(name, alignment)
-        return self[name]
-
-    def is_in_place(self, name: str, alignment: int = 1) -> bool:
-        """Whether a parameter can be used where it lies in its file: never a part."""
-        if name in self._parts or not isinstance(self._weights, Weights):
-            return False
-        return self._weights.is_in_place(name, alignment)
-
     @property
-    def identity(self) -> tuple[object, ...] | None:
-        """What the parts are made from; None where that is more than files."""
-        made_from = self._weights.identity if isinstance(self._weights, Weights) else None
-        return None if made_from is None else (self._form, *sorted(self._turned.items()), *made_from)
-
-    def read_ahead(self) -> None:
-        """Has the files read while something else is done; see ``Weights.read_ahead``."""
-        if isinstance(self._weights, Weights):
-            self._weights.read_ahead()
+    def way(self) -> tuple[object, ...]:
+        return self._form, *sorted(self._turned.items())
 
     def _made(self, name: str) -> tuple[np.ndarray, ...]:
         """The parts of a matrix, some rows at a time, so that it never is in memory as floats."""
@@ -129,9 +112,6 @@ class CompactWeights(Mapping[str, np.ndarray]):
                 yield from (name + suffix for suffix in self._form.suffixes)
             if name not in self._turned or name in self._whole:
                 yield name
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
 
 
 def keep_compact(

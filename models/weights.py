@@ -175,6 +175,10 @@ class Weights(Mapping[str, np.ndarray]):
         """The shape of a parameter."""
         return self._types[name].static_shape
 
+    def dtype(self, name: str) -> np.dtype:
+        """The type of its values."""
+        return DTYPES[self._types[name].dtype]
+
     def blocks(self, name: str) -> Iterator[tuple[Any, np.ndarray]]:
         """The values of a parameter some rows at a time, each with its place on the first axis."""
         tensor = self._tensors[name]
@@ -188,6 +192,9 @@ class Weights(Mapping[str, np.ndarray]):
         tensors = list(self._tensors.values())
         parts = [part for t in tensors for part in (t.parts if isinstance(t, TensorStack) else (t,))]
         return read_ahead(dict.fromkeys(part.path for part in parts))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors  # reads nothing
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

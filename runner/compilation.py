@@ -61,8 +61,11 @@ def compile(
     options = options_for(model, backend, batch, capacity, chunk, state, cache, state_dtype, roll)
     model = model.for_texts_up_to(options.capacity)
     chosen = backend_named(backend, cache, roll)
-    model = with_kept_weights(model, chosen, cache)  # read ahead while programs are made
     store = program_store(model.graph, options, chosen)
+    choose = partial(chosen.faster_transposed, model.graph, batch)
+    options = replace(options, transposed=store.keep("transposed", choose, tuple))
+    # Read ahead while programs are made.
+    model = with_kept_weights(model, chosen, options.transposed, cache)
 
     def simplified() -> Graph:
         from ..compiler.pipeline import run_passes

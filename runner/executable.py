@@ -87,7 +87,8 @@ class Executable:
     @cached_property
     def parameters(self) -> Mapping[str, Any]:
         """The weights, by name, where the backend wants them."""
-        return place_weights(self.model.graph, self.model.weights, self.backend, self.model.name)
+        model, transposed = self.model, self.options.transposed
+        return place_weights(model.graph, model.weights, self.backend, model.name, transposed)
 
     @property
     def logits_output(self) -> str:

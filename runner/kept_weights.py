@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from threading import Thread
@@ -25,11 +25,11 @@ import numpy as np
 
 from ..backends.cache import default_cache_directory, mark_used, remove_oldest, size_limit
 from ..ir.errors import SystolicError
-from ..ir.graph import Graph
 from ..ir.ops import packing
+from ..ir.ports import Port
 from ..ir.types import DTYPES
-from ..models import compact, packed, quantised, weights
-from ..models.compact import CompactWeights
+from ..models import compact, derived, packed, quantised, weights
+from ..models.derived import DerivedWeights
 from ..models.read_ahead import read_ahead
 from ..models.weights import ALIGNMENT, STORED, StoredTensor, Weights, read_file
 
@@ -40,23 +40,20 @@ _NAMES = {np.dtype(DTYPES[ours]): stored for stored, ours in STORED.items()}
 
 
 def kept_weights(
-    given: Mapping[str, np.ndarray] | None, graph: Graph, alignment: int, directory: Path | None
+    given: Mapping[str, np.ndarray] | None, ports: Iterable[Port], alignment: int, directory: Path | None
 ) -> Mapping[str, np.ndarray] | None:
-    """The weights of a graph, kept in ``directory`` (None is the user's cache) where that spares work."""
-    if not isinstance(given, Weights | CompactWeights):
+    """The weights for some parameters, kept in ``directory`` (None is the user's cache) where that spares
+    work."""
+    if not isinstance(given, Weights | DerivedWeights):
         return given
-    made = {
-        port.name: port.tensor
-        for port in graph.signature.parameters
-        if not given.is_in_place(port.name, alignment)
-    }
+    made = {port.name: port.tensor for port in ports if not given.is_in_place(port.name, alignment)}
     size, limit = sum(type_.bytes for type_ in made.values()), size_limit(LIMIT, DEFAULT_LIMIT)
     if not LEAST <= size <= limit:
         return given
     made_from = given.identity
     if made_from is None:
         return given
-    modules = (weights, compact, quantised, packed, packing)
+    modules = (weights, derived, compact, quantised, packed, packing)
     sources = [Path(str(module.__file__)).read_bytes() for module in modules]
     digest = hashlib.sha256(repr((made_from, sorted(map(str, made.items())), sources)).encode()).hexdigest()
     return KeptWeights(given, (directory or default_cache_directory()) / f"{digest}{ENDING}", size, limit)
@@ -65,7 +62,7 @@ def kept_weights(
 class KeptWeights(Mapping[str, np.ndarray]):
     """Weights of which ``entry`` has what takes time to make, ``size`` bytes, once it was written."""
 
-    def __init__(self, given: Weights | CompactWeights, entry: Path, size: int, limit: int) -> None:
+    def __init__(self, given: Weights | DerivedWeights, entry: Path, size: int, limit: int) -> None:
         self._given = given
         self._entry = entry
         self._size = size
@@ -90,6 +87,9 @@ class KeptWeights(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.array(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._given
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._given)

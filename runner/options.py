@@ -41,6 +41,7 @@ class Options:
     int8; recurrent states stay f32).
     The source of an encoder-decoder can have ``source_capacity`` positions (None: as many
     as a row). ``roll`` says whether layers that repeat are compiled as one loop body (auto, always, never).
+    ``transposed`` are the matrices that are kept the other way round than files have them.
     ``cache_directory`` keeps compiled programs from run to run, None the default place.
     """
 
@@ -54,6 +55,7 @@ class Options:
     state_dtype: str = "f32"
     roll: str = "auto"
     chunks: tuple[Chunk, ...] = ()
+    transposed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("batch", "capacity", "chunk", "source_capacity"):
@@ -77,7 +79,7 @@ class Options:
         """What a graph goes through before programs are derived from it."""
         from ..compiler.pipeline import passes_with
 
-        return passes_with(self.state_dtype, self.state)
+        return passes_with(self.state_dtype, self.state, self.transposed)
 
     @property
     def chunk_sizes(self) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,29 +12,51 @@ from typing import Any
 import numpy as np
 
 from ..backends.interface import Backend
+from ..compiler.program import TRANSPOSED
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph
 from ..ir.ports import Port
 from ..ir.types import DTYPES
-from ..models.compact import CompactWeights
+from ..models.derived import DerivedWeights, TransposedWeights
 from ..models.model import Model
 from ..models.weights import Weights, aligned_empty
 from .kept_weights import KeptWeights, kept_weights
 
 
-def with_kept_weights(model: Model, backend: Backend, directory: Path | None) -> Model:
+def with_kept_weights(
+    model: Model, backend: Backend, transposed: Collection[str], directory: Path | None
+) -> Model:
     """The model with weights that are found in ``directory`` if an earlier process made them, and begin to be
-    read now."""
-    weights = kept_weights(model.weights, model.graph, backend.alignment, directory)
-    if isinstance(weights, (Weights, CompactWeights, KeptWeights)):
+    read now; beside them stand the matrices that are kept ``transposed``."""
+    weights = model.weights
+    if transposed and weights is not None:
+        weights = TransposedWeights(weights, transposed)
+    weights = kept_weights(weights, placed_parameters(model.graph, transposed), backend.alignment, directory)
+    if isinstance(weights, (Weights, DerivedWeights, KeptWeights)):
         weights.read_ahead()
     return replace(model, weights=weights)
 
 
+def placed_parameters(graph: Graph, transposed: Collection[str]) -> tuple[Port, ...]:
+    """The parameters of a graph as they are placed, some of them ``transposed``."""
+
+    def placed(port: Port) -> Port:
+        if port.name not in transposed:
+            return port
+        type_ = port.tensor.with_shape(port.tensor.shape[::-1])
+        return replace(port, name=port.name + TRANSPOSED, type=type_)
+
+    return tuple(map(placed, graph.signature.parameters))
+
+
 def place_weights(
-    graph: Graph, weights: Mapping[str, np.ndarray] | None, backend: Backend, model: str
+    graph: Graph,
+    weights: Mapping[str, np.ndarray] | None,
+    backend: Backend,
+    model: str,
+    transposed: Collection[str] = (),
 ) -> dict[str, Any]:
-    """The parameters of a graph by name, where the backend wants them.
+    """The parameters of a graph by name, some of them ``transposed``, where the backend wants them.
 
     They are read and converted on as many threads as there are cores, the largest first; NumPy lets others
     run meanwhile. Raises ``SystolicError`` for a model without weights, and for one that is missing or does
@@ -42,13 +64,13 @@ def place_weights(
     """
     if weights is None:
         raise SystolicError(f"{model} has no weights, so it cannot run")
-    ports = graph.signature.parameters
+    ports = placed_parameters(graph, transposed)
     for node in ports:
         if node.name not in weights:
             raise SystolicError(f"the weights of {model} have no tensor {node.name}")
 
     def make(node: Port) -> tuple[str, np.ndarray]:
-        if isinstance(weights, (Weights, CompactWeights, KeptWeights)):
+        if isinstance(weights, (Weights, DerivedWeights, KeptWeights)):
             array = weights.array(node.name, backend.alignment)
         else:
             array = weights[node.name]

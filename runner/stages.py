@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 
+from ..backends.interface import Backend
 from ..compiler.cost.targets import Target
 from ..compiler.derive import latent_form
 from ..compiler.pipeline import Stage, run_passes, stage_between
@@ -25,12 +27,18 @@ class Stages:
     """What can be shown of a model; ``chunk`` is the length that the user asked for, if any."""
 
     def __init__(self, model: Model, options: Options, chunk: int | None) -> None:
+        self._model = model
         stages = run_passes(model.for_texts_up_to(options.capacity).graph, options.passes)
         self.last_pass = stages[-1].name  # programs are derived from it
         self.passes: dict[str, Stage] = {stage.name: stage for stage in stages}
         self.passes |= _other_form(stages[-1].graph)
         self.options = options
         self.asked_chunk = chunk
+
+    def on(self, backend: Backend) -> Stages:
+        """The same, with matrices kept as this backend reads them the fastest."""
+        transposed = backend.faster_transposed(self.passes["traced"].graph, self.options.batch)
+        return Stages(self._model, replace(self.options, transposed=transposed), self.asked_chunk)
 
     @cached_property
     def programs(self) -> DerivedPrograms:

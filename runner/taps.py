@@ -243,8 +243,9 @@ def patched(executable: Executable, pattern: str, how: Mapping[str, Any]) -> Exe
         if kind != "replace":
             raise SystolicError(f"{kind}= of a patch must be numbers, not {value!r}")
         changed = patch(graph, targets, value)
+        known = {node.name for node in graph.parameters}
         for node in changed.parameters:
-            if node.name not in executable.parameters:
+            if node.name not in known:
                 raise SystolicError(f"a patch reads the weight {node.name}, which {graph.name} does not have")
         return executable.with_graph(changed, {})
     count = sum(node.name.startswith("patch.") for node in graph.parameters)

@@ -120,7 +120,7 @@ def test_weights_that_are_not_those_of_files_are_not_kept(checkpoint):
     model = sy.load(checkpoint)
     arrays = {name: np.array(array) for name, array in (model.weights or {}).items()}
     graph, rounded = keep_compact(model.graph, arrays, COMPACT["int8"])
-    assert kept_weights.kept_weights(rounded, graph, 64, None) is rounded
+    assert kept_weights.kept_weights(rounded, graph.signature.parameters, 64, None) is rounded
     merged = MergedTensor(*(None,) * 7)  # type: ignore[arg-type]  # whatever is merged
     assert merged.identity is None
 

@@ -14,6 +14,7 @@ from systolic.compiler.passes.fold_constants import fold_constants
 from systolic.compiler.passes.reassociate import reassociate
 from systolic.compiler.passes.share import share
 from systolic.compiler.passes.simplify import simplify
+from systolic.compiler.passes.transpose_weights import transpose_weights
 from systolic.compiler.pipeline import PASSES, run_passes
 from systolic.ir.dumps.text import print_graph
 from systolic.ir.graph import Graph, rebuild
@@ -54,6 +55,25 @@ def test_simplify(golden):
     graph = sy.trace(model, x="f32[4]")
     golden("simplify", printed(graph) + "\n\n→\n\n" + printed(simplify(graph)))
     assert ops(simplify(graph)) == []
+
+
+def test_transpose_weights(golden):
+    def model(x):
+        y = sy.einsum("d,dn->n", x, sy.parameter("w", (4, 6)))
+        return sy.einsum("d,dn->n", y, sy.parameter("other", (6, 4)))
+
+    graph = sy.trace(model, x="f32[4]")
+    changed = transpose_weights(graph, {"w"})
+    golden("transpose_weights", printed(graph) + "\n\n→\n\n" + printed(changed))
+    assert ops(simplify(changed)) == ["contraction", "contraction"]
+    assert printed(transpose_weights(graph, ())) == printed(graph)
+    weights = {"w": np.arange(24, dtype=np.float32).reshape(4, 6), "other": np.eye(6, 4, dtype=np.float32)}
+    inputs = {"x": np.arange(8, dtype=np.float32).reshape(2, 4)}
+    (want,), (found,) = (
+        interpret(each, inputs, {**weights, "w.transposed": weights["w"].T}).values()
+        for each in (graph, simplify(changed))
+    )
+    np.testing.assert_array_equal(found, want)
 
 
 def test_a_slice_of_joined_parts_is_the_part():

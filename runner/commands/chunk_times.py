@@ -14,17 +14,19 @@ if TYPE_CHECKING:
 
 def model_chunks(stages: Stages, target: Target | None, as_json: bool) -> str:
     """The chunks of a model on this machine's CPU, or on a target: a table, or JSON."""
-    options, graph = stages.options, stages.passes[stages.last_pass].graph
+    options = stages.options
     rows, capacity = options.batch, options.capacity
     if target is None:
         from ...backends.xla import XlaBackend
 
         backend = XlaBackend("cpu")
-        seconds = backend.chunk_seconds(graph, rows, capacity)
+        run = stages.on(backend)
+        seconds = backend.chunk_seconds(run.passes[run.last_pass].graph, rows, capacity)
         source = backend.forms.source if backend.forms else ""
     else:
         from ...compiler.cost.prediction import chunk_seconds_on
 
+        graph = stages.passes[stages.last_pass].graph
         seconds = chunk_seconds_on(target, graph, rows=rows, capacity=capacity)
         source = target.name
     chosen = options.with_chunks(seconds, stages.asked_chunk)

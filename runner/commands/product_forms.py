@@ -54,8 +54,9 @@ def model_forms(stages: Stages, as_json: bool) -> str:
     table, has_kernels = backend.forms, backend.kernels is not None
     assert table is not None  # a CPU has one
     found: dict[tuple[str, int, Setting, str], int] = {}
+    run = stages.on(backend)
     for name in ("prefill", "decode"):
-        for choice in forms_of_program(stages.program(name).graph, has_kernels, table):
+        for choice in forms_of_program(run.program(name).graph, has_kernels, table):
             like = (name, len(choice.products), choice.setting, choice.form)
             found[like] = found.get(like, 0) + 1
     records = [
