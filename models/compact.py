@@ -19,10 +19,11 @@ import numpy as np
 from ..ir.graph import Graph, Node, copy_node, make_node
 from ..ir.ops import OPS
 from ..ir.types import TensorType
-from .derived import DerivedWeights
+from .derived import DerivedWeights, transposed
 from .weights import Weights
 
 LEAST_WEIGHTS = 1 << 12  # elements of a matrix; smaller ones stay as they are
+_BLOCK = 1 << 18  # elements of which parts are made at a time
 
 Blocks = Iterable[tuple[slice, np.ndarray]]  # some rows of a matrix, and where they are
 
@@ -97,14 +98,18 @@ class CompactWeights(DerivedWeights):
         return self._form, *sorted(self._turned.items())
 
     def _made(self, name: str) -> tuple[np.ndarray, ...]:
-        """The parts of a matrix, some rows at a time, so that it never is in memory as floats."""
+        """The parts of a matrix, some rows at a time, so that few matrices are in memory as floats."""
+        blocks: Blocks
         if isinstance(self._weights, Weights) and not self._turned[name]:
-            rows, width = self._weights.shape(name)
-            return self._form.parts(name, rows, width, self._weights.blocks(name))
-        matrix = np.asarray(self._weights[name])
-        matrix = matrix.T if self._turned[name] else matrix
-        rows, width = matrix.shape
-        return self._form.parts(name, rows, width, ((slice(None), matrix),))
+            (rows, width), blocks = self._weights.shape(name), self._weights.blocks(name)
+        else:
+            turned = self._turned[name]
+            matrix = transposed(self._weights, name) if turned else np.asarray(self._weights[name])
+            rows, width = matrix.shape
+            step = max(1, _BLOCK // width)
+            places = (slice(at, at + step) for at in range(0, rows, step))
+            blocks = ((place, matrix[place]) for place in places)
+        return self._form.parts(name, rows, width, blocks)
 
     def __iter__(self) -> Iterator[str]:
         for name in self._weights:

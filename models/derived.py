@@ -83,19 +83,25 @@ class TransposedWeights(DerivedWeights):
         return TRANSPOSED, *sorted(self._sources)
 
     def make(self, name: str) -> np.ndarray:
-        """Some rows of the file at a time: they stay in the caches until all columns have them."""
-        source = self._sources[name]
-        if isinstance(self._weights, Weights):
-            shape, dtype = self._weights.shape(source), self._weights.dtype(source)
-            blocks = self._weights.blocks(source)
-        else:
-            array = self._weights[source]
-            shape, dtype, blocks = array.shape, array.dtype, iter([(slice(None), array)])
-        made = aligned_empty(shape[::-1], dtype)
-        columns = _bits(made)
-        for rows, values in blocks:
-            columns[:, rows] = _bits(values).T
-        return made
+        return transposed(self._weights, self._sources[name])
+
+
+def transposed(weights: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """A matrix [d, n] as [n, d], at a multiple of ``ALIGNMENT`` bytes.
+
+    Some rows of a file are read at a time: they stay in the caches until all columns have them, and are given
+    back then.
+    """
+    if isinstance(weights, Weights):
+        shape, dtype, blocks = weights.shape(name), weights.dtype(name), weights.blocks(name)
+    else:
+        array = np.asarray(weights[name])
+        shape, dtype, blocks = array.shape, array.dtype, iter([(slice(None), array)])
+    made = aligned_empty(shape[::-1], dtype)
+    columns = _bits(made)
+    for rows, values in blocks:
+        columns[:, rows] = _bits(values).T
+    return made
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
