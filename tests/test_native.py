@@ -307,19 +307,28 @@ def test_zeros_are_zeros_also_where_something_else_was(native, shape):
             assert not native.fetch(zeros).any()
 
 
-@pytest.mark.parametrize("kind", list(SCHEMES))
-@pytest.mark.parametrize("rows", [1, 3, 8, 9, 40])
-def test_integers_are_read_as_they_are_kept(native, plain, kind, rows):
+def check_integers(native, plain, kind, rows, shape):
     random = np.random.default_rng(2)
-    weights = {"w": random.normal(size=(131, 192)).astype(np.float32)}
-    graph, kept = keep_compact(
-        sy.trace(lambda x: sy.parameter("w", (131, 192)) @ x, x="f32[192]"), weights, COMPACT[kind]
-    )
+    weights = {"w": random.normal(size=shape).astype(np.float32)}
+    graph = sy.trace(lambda x: sy.parameter("w", shape) @ x, x=f"f32[{shape[1]}]")
+    graph, kept = keep_compact(graph, weights, COMPACT[kind])
     program = chunk_program(graph, rows=rows)
-    x = random.normal(size=(rows, 1, 192)).astype(np.float32)
+    x = random.normal(size=(rows, 1, shape[1])).astype(np.float32)
     inputs = {"x": x, "offset": np.zeros(rows, np.int32), "length": np.ones(rows, np.int32)}
     prepared = native.prepare(program), plain.prepare(program)
     assert "dot_general" not in prepared[0].text
     got, want = (np.asarray(p.run(kept, inputs, {})[0]["output"]) for p in prepared)
     tolerance = rounding(rows) if kind == "int8" else rounding(1)
     np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
+
+
+@pytest.mark.parametrize("kind", list(SCHEMES))
+@pytest.mark.parametrize("rows", [1, 3, 8, 9, 40])
+def test_integers_are_read_as_they_are_kept(native, plain, kind, rows):
+    check_integers(native, plain, kind, rows, (131, 192))
+
+
+@pytest.mark.parametrize("shape", [(90, 77), (70, 1030), (67, 601)])
+@pytest.mark.parametrize("rows", [1, 2, 4, 9])
+def test_integers_whose_rows_have_odd_ends(native, plain, shape, rows):
+    check_integers(native, plain, "int8", rows, shape)

@@ -11,13 +11,23 @@
 #include <vector>
 
 #include "coded.h"
+#include "integers.h"
 #include "threads.h"
 #include "vectors.h"
 
 namespace {
 
-// How many rows of weights are read side by side for M rows of x: enough sums to hide the latency of adding.
-constexpr int RowsAtOnce(int m) { return m == 1 ? 8 : 4; }
+// How many rows of weights are read side by side for M rows of x: enough sums to hide the latency of adding, which
+// find room in registers.
+template <typename W>
+constexpr int RowsAtOnce(int m) {
+#if defined(__AVX512F__)
+  return m == 1 ? 8 : 4;
+#else
+  if (m == 1) return std::is_same<W, Packed>::value ? 4 : 8;
+  return kCoded<W> ? 4 : 3;
+#endif
+}
 
 // The longest row that is read by itself beside a single x; sums of different numbers hide the latency then. Such rows
 // are one stream, which the machine fetches ahead of them wherever pages end, but x is read again for each, so it must
@@ -41,12 +51,12 @@ constexpr int64_t kLongestAlone<Coded32> = 8192;
 template <>
 constexpr int64_t kLongestAlone<Coded16> = 8192;
 constexpr int64_t kPart = 1 << 17;  // weights in a part of a long product: about 10 microseconds
-constexpr int kUnrolled = 4;     // steps of a row that is read by itself
 
-// sums[m][r] = x[m] . rows[r] over `count` elements, lane by lane; the x are `stride` apart. Every row and
+// sums[m][r] = x[m] . w[r] over `count` elements, lane by lane; the x are `count` apart, the w `stride`. Every row and
 // every x is read once, for M * R sums in registers.
 template <int M, int R, typename W>
-inline void Dots(const float* x, int64_t stride, const W* const* rows, int64_t count, Floats (*sums)[R]) {
+inline void Dots(const float* x, const W* w, int64_t stride, int64_t count, Floats (*sums)[R]) {
+  const int64_t ahead = BytesAhead<W, M, R>(stride * sizeof(W));
   Floats lanes[M][R] = {};
   int64_t k = 0;
   if constexpr (M == 1 && R == 1) {
@@ -54,8 +64,9 @@ inline void Dots(const float* x, int64_t stride, const W* const* rows, int64_t c
     for (; k + 2 * kUnrolled * kLanes <= count; k += 2 * kUnrolled * kLanes) {
 #pragma GCC unroll 8
       for (int u = 0; u < 2 * kUnrolled; ++u) {
-        if constexpr (std::is_same<W, float>::value) FetchLater<kAhead>(rows[0] + k + u * kLanes);
-        apart[u] += Read<Floats>(x + k + u * kLanes) * WidenAll(rows[0] + k + u * kLanes);
+        const int64_t at = k + u * kLanes;
+        if (u * kLanes * sizeof(W) % kLine == 0) FetchLater(w + at, ahead);
+        apart[u] += Read<Floats>(x + at) * WidenAll(w + at);
       }
     }
     for (int u = 0; u < 2 * kUnrolled; ++u) lanes[0][0] += apart[u];
@@ -64,12 +75,12 @@ inline void Dots(const float* x, int64_t stride, const W* const* rows, int64_t c
     Floats wide[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      if constexpr (M == 1 && std::is_same<W, float>::value) FetchLater<kAheadBeside>(rows[r] + k);
-      wide[r] = WidenAll(rows[r] + k);
+      if constexpr (R > 1) FetchLater(w + r * stride + k, ahead);
+      wide[r] = WidenAll(w + r * stride + k);
     }
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      const Floats value = Read<Floats>(x + m * stride + k);
+      const Floats value = Read<Floats>(x + m * count + k);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) lanes[m][r] += value * wide[r];
     }
@@ -79,7 +90,7 @@ inline void Dots(const float* x, int64_t stride, const W* const* rows, int64_t c
     for (int r = 0; r < R; ++r) {
       sums[m][r] = lanes[m][r];
       for (int64_t rest = k; rest < count; ++rest) {
-        sums[m][r][0] += x[m * stride + rest] * Widen(rows[r][rest]);
+        sums[m][r][0] += x[m * count + rest] * Widen(w[r * stride + rest]);
       }
     }
   }
@@ -87,19 +98,8 @@ inline void Dots(const float* x, int64_t stride, const W* const* rows, int64_t c
 
 // ---- how rows of x are held ----
 
-// Numbers of a row of x that share a scale beside weights that do not. The products of 4,096 fit into 32 bits.
-constexpr int64_t kSpan = 512;
-
 // Rows that are multiplied here; more are multiplied in tiles, see multiply.h.
 constexpr int64_t kFew = 4, kFewColumns = 8;
-
-// Pieces of `size` numbers, the last one shorter, each with the numbers of all M rows side by side.
-struct Pieces {
-  int64_t rows, k, size, count;
-  Pieces(int64_t rows, int64_t k, int64_t size)
-      : rows(rows), k(k), size(std::min(size, k)), count((k + this->size - 1) / this->size) {}
-  int64_t length(int64_t piece) const { return std::min(size, k - piece * size); }
-};
 
 // Weights of any kind, widened to floats. One row of x is read where it is.
 template <typename W>
@@ -123,9 +123,7 @@ class FloatRows : public Pieces {
     if constexpr (std::is_same<W, Packed>::value) {
       DotPacked<M, R>(x, length(piece), w, stride, sums);
     } else {
-      const W* from[R];
-      for (int r = 0; r < R; ++r) from[r] = w + r * stride;
-      Dots<M, R, W>(x, length(piece), from, length(piece), sums);
+      Dots<M, R, W>(x, w, stride, length(piece), sums);
     }
   }
 
@@ -179,11 +177,16 @@ class PairedRow : public Pieces {
   void Dot(int64_t, const uint16_t* w, int64_t stride, Floats (*sums)[R]) const {
     static_assert(M == 1, "beside more rows, weights are widened once for all of them");
     constexpr int kSteps = R == 1 ? kUnrolled : 1;
+    const int64_t ahead = BytesAhead<uint16_t, M, R>(stride * sizeof(*w));
     Floats even[R * kSteps] = {}, odd[R * kSteps] = {};
     int64_t i = 0;
     for (; i + kSteps * kBlock <= k; i += kSteps * kBlock) {
 #pragma GCC unroll 8
-      for (int s = 0; s < R * kSteps; ++s) Step(w + s / kSteps * stride, i + s % kSteps * kBlock, &even[s], &odd[s]);
+      for (int s = 0; s < R * kSteps; ++s) {
+        const uint16_t* row = w + s / kSteps * stride;
+        if constexpr (R > 1) FetchLater(row + i, ahead);
+        Step(row, i + s % kSteps * kBlock, &even[s], &odd[s]);
+      }
     }
     for (; i + kBlock <= k; i += kBlock) {
       for (int r = 0; r < R; ++r) Step(w + r * stride, i, &even[r], &odd[r]);
@@ -226,113 +229,7 @@ struct RowsFor<Coded16, M> {
   using Type = RowsOfBlocks<Coded16>;
 };
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-// Beside integers: x as integers of 16 bits with a scale for each piece. 
-template <typename W>
-class IntegerRows : public Pieces {
- public:
-  static constexpr bool kScaled = true;
-  IntegerRows(const float* x, int64_t rows, int64_t k, int64_t groups)
-      : Pieces(rows, k, groups > 1 ? k / groups : kSpan), padded_((size + 31) / 32 * 32),
-        values_(rows * count * padded_), scales_(rows * count) {
-    for (int64_t piece = 0; piece < count; ++piece) {
-      for (int64_t m = 0; m < rows; ++m) {
-        const float* from = x + m * k + piece * size;
-        const int64_t count = length(piece);
-        const float largest = Largest(from, count), inverse = largest > 0 ? 32767.0f / largest : 0.0f;
-        int16_t* to = values_.data() + (piece * rows + m) * padded_;
-        std::fill_n(to, padded_, 0);
-        if constexpr (std::is_same<W, Packed>::value) {
-          const int64_t half = count / 2;
-          for (int64_t i = 0; i < half; i += 16) {
-            const int64_t some = std::min<int64_t>(16, half - i);
-            Round(from + i, some, inverse, to + 2 * i);
-            Round(from + half + i, some, inverse, to + 2 * i + 16);
-          }
-        } else {
-          for (int64_t i = 0; i < count; i += 16) Round(from + i, std::min<int64_t>(16, count - i), inverse, to + i);
-        }
-        scales_[piece * rows + m] = largest / 32767.0f;
-      }
-    }
-  }
-  float scale(int64_t piece, int m) const { return scales_[piece * rows + m]; }
-
-  template <int M, int R>
-  void Dot(int64_t piece, const W* w, int64_t stride, Floats (*sums)[R]) const {
-    constexpr int kStep = 32 / PerElement<W>();  // bytes
-    const int16_t* x = values_.data() + piece * rows * padded_;
-    const int64_t bytes = length(piece) / PerElement<W>();
-    __m512i lanes[M][R] = {};
-    int64_t j = 0;
-    if constexpr (M == 1 && R == 1) {
-      __m512i apart[kUnrolled] = {};
-      for (; j + kUnrolled * kStep <= bytes; j += kUnrolled * kStep) {
-#pragma GCC unroll 8
-        for (int u = 0; u < kUnrolled; ++u) {
-          const int64_t at = j + u * kStep;
-          const __m512i beside = Read<__m512i>(x + at * PerElement<W>());
-          apart[u] = _mm512_dpwssd_epi32(apart[u], beside, WidenBytes(w + at, kStep));
-        }
-      }
-      for (int u = 0; u < kUnrolled; ++u) lanes[0][0] = _mm512_add_epi32(lanes[0][0], apart[u]);
-    }
-    for (; j + kStep <= bytes; j += kStep) {
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        Add<M, R>(x + j * PerElement<W>(), WidenBytes(w + r * stride + j, kStep), r, lanes);
-      }
-    }
-    for (int r = 0; r < R && j < bytes; ++r) {
-      Add<M, R>(x + j * PerElement<W>(), WidenBytes(w + r * stride + j, bytes - j), r, lanes);
-    }
-    for (int m = 0; m < M; ++m) {
-      for (int r = 0; r < R; ++r) sums[m][r] = (Floats)_mm512_cvtepi32_ps(lanes[m][r]);
-    }
-  }
-
- private:
-  static float Largest(const float* from, int64_t count) {
-    __m512 largest = _mm512_setzero_ps();
-    for (int64_t i = 0; i < count; i += 16) {
-      const __mmask16 some = count - i >= 16 ? 0xffff : (1u << (count - i)) - 1;
-      largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_maskz_loadu_ps(some, from + i)));
-    }
-    return _mm512_reduce_max_ps(largest);
-  }
-
-  // Up to 16 numbers as integers. Two weights in a byte are read as 16 from lower and 16 from upper halves, and so
-  // are the numbers beside them.
-  static void Round(const float* from, int64_t count, float inverse, int16_t* to) {
-    const __mmask16 some = count >= 16 ? 0xffff : (1u << count) - 1;
-    const __m512 scaled = _mm512_mul_ps(_mm512_maskz_loadu_ps(some, from), _mm512_set1_ps(inverse));
-    _mm256_mask_storeu_epi16(to, some, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(scaled)));
-  }
-
-  static __m512i WidenBytes(const int8_t* from, int64_t count) {
-    const __mmask32 some = count >= 32 ? ~0u : (1u << count) - 1;
-    return _mm512_cvtepi8_epi16(count >= 32 ? Read<__m256i>(from) : _mm256_maskz_loadu_epi8(some, from));
-  }
-
-  static __m512i WidenBytes(const Packed* from, int64_t count) {
-    const __mmask16 some = count >= 16 ? 0xffff : (1u << count) - 1;
-    const __m128i both = count >= 16 ? Read<__m128i>(from) : _mm_maskz_loadu_epi8(some, from);
-    const __m128i mask = _mm_set1_epi8(15);
-    const __m256i halves = _mm256_set_m128i(_mm_and_si128(_mm_srli_epi16(both, 4), mask), _mm_and_si128(both, mask));
-    return _mm512_cvtepi8_epi16(_mm256_sub_epi8(halves, _mm256_set1_epi8(8)));
-  }
-
-  template <int M, int R>
-  void Add(const int16_t* x, __m512i w, int r, __m512i (*lanes)[R]) const {
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) lanes[m][r] = _mm512_dpwssd_epi32(lanes[m][r], Read<__m512i>(x + m * padded_), w);
-  }
-
-  int64_t padded_;
-  Buffer<int16_t> values_;
-  std::vector<float> scales_;
-};
-
+#if defined(SYSTOLIC_INTEGERS)
 template <int M>
 struct RowsFor<int8_t, M> {
   using Type = IntegerRows<int8_t>;
@@ -503,7 +400,7 @@ void ProjectFew(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t k, 
     }
     if constexpr (M <= kFew) {
       using Rows = typename RowsFor<W, M>::Type;
-      constexpr int R = RowsAtOnce(M);
+      constexpr int R = RowsAtOnce<W>(M);
       const Rows held(all, M, k, groups);
       const bool alone = M == 1 && k <= kLongestAlone<W>;
       SpreadOver<W>(pool, matrices, rows * k, alone ? 1 : R, [&](const Matrix<W>& matrix, int64_t first, int64_t last) {
