@@ -56,7 +56,15 @@ struct Pair {
 };
 #endif
 
-// Meanwhile what the next tile copies is fetched: some lines of 64 bytes in each row, rows being `apart` bytes apart.
+// Whether what the next tile copies is fetched meanwhile. So it is quicker on Zen 4; on Zen 3 a prompt takes 1.06 times as
+// long then.
+#if defined(__AVX512F__)
+constexpr bool kFetchesTiles = true;
+#else
+constexpr bool kFetchesTiles = false;
+#endif
+
+// What is fetched: some lines of 64 bytes in each row, rows being `apart` bytes apart.
 struct Ahead {
   const char* from;
   int64_t apart, lines;
@@ -76,8 +84,10 @@ inline void MultiplyTile(const typename Step::Element* w, const float* x, int64_
     for (int v = 0; v < V; ++v) sums[r][v] = fresh ? Vector{} : Read<Vector>(to + r * stride + v * kSize);
   }
   for (int64_t k = 0; k < steps; ++k) {
-    const int64_t line = k & ((1 << ahead.shift) - 1);
-    if (line < ahead.lines) __builtin_prefetch(ahead.from + (k >> ahead.shift) * ahead.apart + line * 64, 0, 2);
+    if constexpr (kFetchesTiles) {
+      const int64_t line = k & ((1 << ahead.shift) - 1);
+      if (line < ahead.lines) __builtin_prefetch(ahead.from + (k >> ahead.shift) * ahead.apart + line * 64, 0, 2);
+    }
     Vector beside[V];
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) beside[v] = Read<Vector>(x + (k * V + v) * kSize);
