@@ -27,10 +27,15 @@ constexpr int64_t kTable = 16, kCodes = 64;  // bytes in front of a row, floats 
 template <typename W>
 constexpr int64_t kBlockBytes = std::is_same<W, Coded32>::value ? 3 * kCodes + kCodes / 2 : kCodes + kCodes / 2;
 
-// How many bytes ahead of a row that is read by itself the nearest cache gets what comes: looking up bf16 takes so long
-// beside reading them that the machine does not look far enough ahead by itself. As measured on Zen 4, where it is an
-// eighth of the time.
-constexpr int64_t kNear = 384;
+// How many bytes ahead the nearest cache gets what comes, for M rows of x beside R of weights; 0: nothing. Looking up
+// takes so long beside reading that the machine does not look far enough ahead by itself. As measured on Zen 4, where
+// it is an eighth of the time for single rows of bf16, and on Zen 3, where it is a sixth for all.
+template <typename W, int M, int R>
+#if defined(__AVX512F__)
+constexpr int64_t kNear = std::is_same<W, Coded16>::value && M * R == 1 ? 384 : 0;
+#else
+constexpr int64_t kNear = 1024;
+#endif
 
 // Elements of memory in a row of k weights.
 template <typename W>
@@ -106,6 +111,80 @@ inline void UnpackInOrder(const Coded16* block, const Table& table, uint16_t* to
   Write(_mm512_permutex2var_epi64(first, high, second), to + 32);
 }
 
+#elif defined(__AVX2__)
+
+constexpr bool kLanesApart = true;  // bf16 come out in another order than they are in
+
+struct Table {
+  __m256i upper;
+  template <typename W>
+  explicit Table(const W* row) : upper(_mm256_broadcastsi128_si256(Read<__m128i>(row))) {}
+
+  // The upper bytes of those 32 of 64 floats whose codes are in the lower halves of bytes, or in the upper ones.
+  __m256i LookUp(__m256i codes, int half) const {
+    const __m256i halves = half == 0 ? codes : _mm256_srli_epi16(codes, 4);
+    return _mm256_shuffle_epi8(upper, _mm256_and_si256(halves, _mm256_set1_epi8(15)));
+  }
+};
+
+// Vector V of four. Its 24 lower bytes are read such that there are 12 in each half, behind or in front of 4 that are
+// not its own. Its upper bytes take their places, and all are put in order at once.
+template <int V>
+inline Floats Weave(const Coded32* lower, __m256i upper) {
+  const __m256i read = Read<__m256i>(lower + 24 * V - 4);
+  const __m256i placed = V == 0 ? upper : _mm256_shuffle_epi32(upper, V | (V + 3) % 4 << 6);  // first and last
+  const __m256i order = _mm256_setr_epi8(4, 5, 6, 0, 7, 8, 9, 1, 10, 11, 12, 2, 13, 14, 15, 3,  //
+                                         0, 1, 2, 12, 3, 4, 5, 13, 6, 7, 8, 14, 9, 10, 11, 15);
+  return (Floats)_mm256_shuffle_epi8(_mm256_blend_epi32(read, placed, 0x81), order);
+}
+
+// A block as eight vectors. Bytes in front of it are read, too: of the table, or of another block.
+inline void Unpack(const Coded32* block, const Table& table, Floats* to) {
+  // Codes of four floats each: those for the lower halves of vectors, then those for the upper ones.
+  const __m256i fours = _mm256_setr_epi32(0, 2, 4, 6, 3, 5, 7, 1);
+  const __m256i codes = _mm256_permutevar8x32_epi32(Read<__m256i>(block + 3 * kCodes), fours);
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    const __m256i upper = table.LookUp(codes, half);
+    const Coded32* lower = block + 96 * half;
+    to[4 * half] = Weave<0>(lower, upper);
+    to[4 * half + 1] = Weave<1>(lower, upper);
+    to[4 * half + 2] = Weave<2>(lower, upper);
+    to[4 * half + 3] = Weave<3>(lower, upper);
+  }
+}
+
+// Of a half of the numbers: words of the first 8 of each 16, and of those 8 behind them.
+inline void Weave(const Coded16* block, const Table& table, int half, __m256i* first, __m256i* second) {
+  const __m256i lower = Read<__m256i>(block + 32 * half), upper = table.LookUp(Read<__m256i>(block + kCodes), half);
+  *first = _mm256_unpacklo_epi8(lower, upper);
+  *second = _mm256_unpackhi_epi8(lower, upper);
+}
+
+// The same for bf16, whose words are floats when they are shifted up, or when what is below is cleared.
+inline void Unpack(const Coded16* block, const Table& table, Floats* to) {
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    __m256i words[2];
+    Weave(block, table, half, &words[0], &words[1]);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      to[4 * half + 2 * i] = (Floats)((Words)words[i] << 16);
+      to[4 * half + 2 * i + 1] = (Floats)((Words)words[i] & 0xffff0000u);
+    }
+  }
+}
+
+// A block of bf16 in its order.
+inline void UnpackInOrder(const Coded16* block, const Table& table, uint16_t* to) {
+  for (int half = 0; half < 2; ++half) {
+    __m256i first, second;
+    Weave(block, table, half, &first, &second);
+    Write(_mm256_permute2x128_si256(first, second, 0x20), to + 32 * half);
+    Write(_mm256_permute2x128_si256(first, second, 0x31), to + 32 * half + 16);
+  }
+}
+
 #else
 
 constexpr bool kLanesApart = false;
@@ -146,8 +225,8 @@ inline void Unpack(const Coded16* block, const Table& table, Floats* to) {
 template <typename W>
 constexpr int OrderOf(int i) {
   if (!kLanesApart || std::is_same<W, Coded32>::value) return i;
-  const int vector = i / 16, lane = i % 16;
-  return lane / 4 * 16 + vector / 2 * 8 + lane % 4 * 2 + vector % 2;
+  const int vector = i / kLanes, lane = i % kLanes;
+  return vector / 4 * 32 + lane / 4 * 16 + vector % 4 / 2 * 8 + lane % 4 * 2 + vector % 2;
 }
 
 // Numbers k .. k + count of a row, in their order; both are multiples of a block.
@@ -168,7 +247,7 @@ inline void UnpackRow(const Coded16* row, int64_t k, int64_t count, float* to) {
   const Table table(row);
   for (int64_t i = 0; i < count; i += kCodes) {
     UnpackInOrder(row + RowLength<Coded16>(k + i), table, halves);
-    for (int64_t j = 0; j < kCodes; ++j) to[i + j] = Widen(halves[j]);
+    for (int64_t j = 0; j < kCodes; j += kLanes) Write(WidenAll(halves + j), to + i + j);
   }
 }
 
@@ -209,17 +288,18 @@ class RowsOfBlocks {
 
   template <int M, int R>
   void Dot(int64_t, const W* w, int64_t stride, Floats (*sums)[R]) const {
-    constexpr int kVectors = kCodes / kLanes, kApart = M * R == 1 ? kVectors : 1;
+    constexpr int kVectors = kCodes / kLanes, kApart = std::max(1, std::min(4, 8 / (M * R)));
     Floats lanes[M][R][kApart] = {};
     for (int64_t at = 0; at < k; at += kCodes) {
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        if constexpr (std::is_same<W, Coded16>::value && M * R == 1) {
-          __builtin_prefetch(w + RowLength<W>(at) + kNear, 0, 3);
-          __builtin_prefetch(w + RowLength<W>(at) + kNear + 64, 0, 3);
+        const W* block = w + r * stride + RowLength<W>(at);
+#pragma GCC unroll 4
+        for (int64_t line = 0; line < kBlockBytes<W> && kNear<W, M, R> > 0; line += 64) {
+          __builtin_prefetch(block + kNear<W, M, R> + line, 0, 3);
         }
         Floats wide[kVectors];
-        Unpack(w + r * stride + RowLength<W>(at), Table(w + r * stride), wide);
+        Unpack(block, Table(w + r * stride), wide);
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 8
