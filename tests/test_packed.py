@@ -88,6 +88,35 @@ def test_kernels_read_them_as_they_are_kept(native, plain, dtype, rows):  # noqa
     np.testing.assert_allclose(output(plain, small, kept), whole, rtol=0, atol=tolerance * scale)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    ("count", "width", "rows"),
+    [
+        (1, 64, 1),
+        (7, 192, 2),
+        (13, 192, 6),
+        (5, 8256, 1),
+        (5, 8256, 2),
+        (5, 8256, 4),
+    ],  # 8256: two side by side
+)
+def test_kernels_read_rows_of_any_length(native, plain, dtype, count, width, rows):  # noqa: F811
+    random = np.random.default_rng(3)
+    weights = random.normal(size=(count, width)).astype(FLOATS[dtype])
+    graph = sy.trace(lambda x: sy.parameter("w", (count, width)) @ x, x=f"f32[{width}]")
+    if dtype != "f32":
+        graph = keep_weights_as(graph, dtype)
+    small, kept = keep_compact(graph, {"w": weights}, PACKINGS[f"{dtype}-packed"])
+    assert kept is not None
+    x = random.normal(size=(rows, 1, width)).astype(np.float32)
+    inputs = {"x": x, "offset": np.zeros(rows, np.int32), "length": np.ones(rows, np.int32)}
+    found, expected = (
+        np.asarray(backend.prepare(chunk_program(small, rows=rows)).run(dict(kept), inputs, {})[0]["output"])
+        for backend in (native, plain)
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("backend", ["numpy", "xla"])
 @pytest.mark.parametrize("name", ["llama_gqa_llama3", "qwen2", "mistral_sliding"])
 def test_models_say_the_same_as_with_whole_weights(shared, backend, name):
