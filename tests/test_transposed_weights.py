@@ -58,7 +58,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def slow_when_turned(monkeypatch) -> None:
-    monkeypatch.setattr(xla, "kept_table", lambda machine: table(turned=2.0, weights=("f32", "bf16", "int8")))
+    monkeypatch.setattr(xla, "kept_table", lambda *of: table(turned=2.0, weights=("f32", "bf16", "int8")))
 
 
 def compiled(checkpoint: Path, tmp_path: Path, dtype: str = "f32", **options) -> sy.Executable:
