@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <vector>
 
 #include "coded.h"
@@ -103,8 +104,15 @@ inline void Dots(const float* x, const W* w, int64_t stride, int64_t count, Floa
 
 // ---- how rows of x are held ----
 
-// Rows that are multiplied here; more are multiplied in tiles, see multiply.h.
+// Rows that are multiplied here; more are multiplied in tiles, see multiply.h. Without AVX-512, tiles of eight rows take
+// as long as those of sixteen.
+#if defined(__AVX512F__)
 constexpr int64_t kFew = 4, kFewColumns = 8;
+#else
+constexpr int64_t kFew = 8, kFewColumns = 8;
+#endif
+constexpr int kBeside = 4;                  // rows of x that are multiplied together at most
+constexpr int64_t kNearBytes = 1 << 15;     // of weights, which more of them are multiplied with by turns
 
 // Weights of any kind, widened to floats. One row of x is read where it is.
 template <typename W>
@@ -380,7 +388,7 @@ void SpreadOver(ffi::ThreadPool& pool, const std::vector<Matrix<W>>& matrices, i
 }
 
 // y[m, n] of up to kFew rows, or kFewColumns where weights are turned, for several matrices of one kind. Weights are
-// read once: three rows take as long as four, of which one is zero.
+// read once: three rows take as long as four, of which one is zero. Eight are two times four.
 template <typename W>
 void ProjectFew(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t k, int64_t groups, bool turned,
                 const std::vector<Matrix<W>>& matrices) {
@@ -404,15 +412,25 @@ void ProjectFew(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t k, 
       }
     }
     if constexpr (M <= kFew) {
-      using Rows = typename RowsFor<W, M>::Type;
-      constexpr int R = RowsAtOnce<W>(M);
-      const Rows held(all, M, k, groups);
-      const bool alone = (M == 1 || kAloneBesideMany<W>) && k <= kLongestAlone<W>;
-      SpreadOver<W>(pool, matrices, rows * k, alone ? 1 : R, [&](const Matrix<W>& matrix, int64_t first, int64_t last) {
-        const auto project = alone ? ProjectRows<M, 1, W, Rows> : ProjectRows<M, R, W, Rows>;
-        project(held, rows, matrix, groups, first, last);
+      constexpr int H = std::min(M, kBeside);
+      using Rows = typename RowsFor<W, H>::Type;
+      constexpr int R = RowsAtOnce<W>(H);
+      std::deque<Rows> held;
+      for (int64_t m = 0; m < M; m += H) held.emplace_back(all + m * k, H, k, groups);
+      const bool alone = (H == 1 || kAloneBesideMany<W>) && k <= kLongestAlone<W>;
+      const int64_t unit = alone ? 1 : R, row_bytes = RowLength<W>(k) * sizeof(W);
+      const int64_t block = std::max<int64_t>(1, kNearBytes / (unit * row_bytes)) * unit;
+      const auto project = alone ? ProjectRows<H, 1, W, Rows> : ProjectRows<H, R, W, Rows>;
+      SpreadOver<W>(pool, matrices, rows * k, unit, [&](const Matrix<W>& matrix, int64_t first, int64_t last) {
+        for (int64_t row = first, end; row < last; row = end) {
+          end = M > H ? std::min(row + block, last) : last;
+          Matrix<W> part = matrix;
+          for (int64_t m = 0; m < rows; m += H, part.y += H * matrix.n) {
+            project(held[m / H], std::min<int64_t>(H, rows - m), part, groups, row, end);
+          }
+        }
         if constexpr (kCoded<W>) AddOutside(x, rows, k, matrix, first, last);
-      }, std::max(kParts, k * total / kPart / threads), RowLength<W>(k) * sizeof(W));
+      }, std::max(kParts, k * total / kPart / threads), row_bytes);
     }
   });
 }
