@@ -110,8 +110,8 @@ class FormTable:
 
     def _seconds_by_rows(self, setting: Setting, has_kernels: bool) -> dict[int, float]:
         """Of so many weights, by the numbers of rows that were measured: a weight takes as long as one of the
-        two matrices next to it in size, or in between, and a row no longer than in a product of fewer: such a
-        product could be read as several."""
+        two matrices next to it in size, or in between; a row no longer than in a product of fewer, since such a
+        product could be read as several; and a product no longer than one of more rows, which could be empty."""
         alike = [cell for cell in self.cells if cell.setting.weights == setting.weights]
         alike = [cell for cell in alike if cell.setting.turned == setting.turned] or alike
         count, found = setting.width * setting.columns, {}
@@ -124,7 +124,8 @@ class FormTable:
             found[number] = count * float(np.interp(math.log(count), np.log(sizes), each))
         rows = sorted(found)
         each_row = np.minimum.accumulate([found[r] / r for r in rows])
-        return {r: r * float(least) for r, least in zip(rows, each_row, strict=True)}
+        seconds = np.minimum.accumulate((np.array(rows) * each_row)[::-1])[::-1]
+        return dict(zip(rows, seconds.tolist(), strict=True))
 
     def to_json(self) -> dict[str, Any]:
         cells = [{**asdict(cell.setting), "seconds": dict(cell.seconds)} for cell in self.cells]
