@@ -110,8 +110,9 @@ class FormTable:
 
     def _seconds_by_rows(self, setting: Setting, has_kernels: bool) -> dict[int, float]:
         """Of so many weights, by the numbers of rows that were measured: a weight takes as long as one of the
-        two matrices next to it in size, or in between; a row no longer than in a product of fewer, since such a
-        product could be read as several; and a product no longer than one of more rows, which could be empty."""
+        two matrices next to it in size, or in between; a row no longer than in a product of fewer, since such
+        a product could be read as several; and a product no longer than one of more rows, which could be
+        empty."""
         alike = [cell for cell in self.cells if cell.setting.weights == setting.weights]
         alike = [cell for cell in alike if cell.setting.turned == setting.turned] or alike
         count, found = setting.width * setting.columns, {}
