@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import pytest
 
-from systolic.backends.xla_device import XlaDevice
+from systolic.backends.xla_device import XlaDevice, device_of
 
 # What LLVM makes of a program is not improved, and not by way of MLIR, which takes as long again.
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
@@ -28,10 +28,16 @@ class QuickDevice(XlaDevice):
         options.env_option_overrides = list(QUICK.items())
         return options
 
+    @staticmethod
+    @cache
+    def of(device: XlaDevice) -> QuickDevice:
+        """The same device, shared by all backends like that one."""
+        return QuickDevice(device._client)
+
 
 @contextmanager
 def quick_programs() -> Iterator[None]:
     """Backends that are made meanwhile compile quickly."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("systolic.backends.xla.XlaDevice", QuickDevice)
+        patch.setattr("systolic.backends.xla.device_of", lambda platform: QuickDevice.of(device_of(platform)))
         yield

@@ -11,7 +11,7 @@ import pytest
 
 import systolic as sy
 from systolic.backends.cache import write_entry
-from systolic.backends.xla_device import device_of
+from systolic.backends.xla import XlaBackend
 from systolic.backends.xla_library import load_library_ahead
 from systolic.models.embedded import embedded_models
 from systolic.runner import last_start
@@ -43,7 +43,7 @@ def test_the_programs_of_the_last_start_are_loaded_before_they_are_asked_for(che
     assert {file.parent for file in programs} == {checkpoint.parent / "programs"}
     assert all(file.exists() for file in programs)
     sy.load(checkpoint)
-    ahead = device_of(None)._ahead
+    ahead = XlaBackend().device._ahead
     assert programs <= set(ahead)
     assert start(checkpoint) == first
     assert not programs & set(ahead)

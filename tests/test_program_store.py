@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from quick_programs import QuickDevice
 from random_graphs import build, recipes
 
 import systolic as sy
@@ -53,6 +54,14 @@ def derivations(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(derivation, "derive_cheapest", counted)
     return sizes
+
+
+def test_programs_of_files_that_are_not_marked_are_compiled_quickly(tmp_path, request):
+    """Otherwise the tests would take twice as long, and pass."""
+    is_quick = not request.config.getoption("--optimised")
+    device = compiled(tmp_path).backend.device
+    assert isinstance(device, QuickDevice) == is_quick
+    assert bool(device._options.env_option_overrides) == is_quick
 
 
 @pytest.mark.parametrize("backend", ["numpy", "xla"])
