@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -290,6 +291,16 @@ def test_a_compiler_that_fails_is_a_warning(monkeypatch, tmp_path):
         with pytest.warns(UserWarning, match="run without them"):
             assert load_kernels(tmp_path, this_processor().description) is None
     assert not list(tmp_path.iterdir())
+
+
+def test_one_process_builds_and_those_that_start_meanwhile_wait(tmp_path):
+    compiler, builds, library = tmp_path / "c++", tmp_path / "builds", tmp_path / "cache" / "kernels.so"
+    compiler.write_text(f'#!/bin/sh\necho one >>"{builds}"; sleep 0.2; for last; do :; done; touch "$last"\n')
+    compiler.chmod(0o755)
+    with ThreadPoolExecutor(3) as threads:
+        assert all(threads.map(build._build, [str(compiler)] * 3, [library] * 3))
+    assert builds.read_text() == "one\n"
+    assert [file.name for file in library.parent.iterdir()] == [library.name]
 
 
 def test_programs_that_are_written_call_none():

@@ -6,6 +6,7 @@ rounding. A compiler that cannot build them is a warning.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import jaxlib
@@ -75,12 +77,30 @@ def load_kernels(directory: Path, processor: str) -> Kernels | None:
     return kernels
 
 
+@contextlib.contextmanager
+def _turn(directory: Path) -> Iterator[None]:
+    """One process builds, which takes a core a minute, and others that start meanwhile wait for it.
+
+    The system ends a turn with its process. Where it knows no turns, each builds for itself.
+    """
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            descriptor = os.open(directory, os.O_RDONLY)
+            held.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+
+
 def _build(compiler: str, library: Path) -> bool:
     """Writes the library whole or not at all; whether that worked."""
     failed = "native kernels could not be built, and programs run without them: "
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        with _turn(library.parent), tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            if library.exists():
+                return True  # another process has built it meanwhile
             built = Path(folder) / library.name
             command = [compiler, *FLAGS, "-I", str(HEADERS), str(SOURCE), "-o", str(built)]
             run = subprocess.run(command, capture_output=True, check=False, text=True)
