@@ -11,8 +11,13 @@ import pytest
 
 from systolic.backends.xla_device import XlaDevice, device_of
 
-# What LLVM makes of a program is not improved, and not by way of MLIR, which takes as long again.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+# LLVM improves nothing, gets a program in one piece, and not by way of MLIR, which takes as long again.
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 
 
 class QuickDevice(XlaDevice):
