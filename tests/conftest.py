@@ -7,11 +7,12 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from quick_programs import quick_programs
+from quick_programs import QUICK, quick_programs
 
 from systolic.runner.cli import main
 
@@ -33,6 +34,14 @@ def xla_code(request: pytest.FixtureRequest) -> Iterator[None]:
     is_quick = request.node.get_closest_marker("optimised") is None
     with quick_programs() if is_quick and not request.config.getoption("--optimised") else nullcontext():
         yield
+
+
+@pytest.fixture
+def quick_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions of jax are compiled as quickly."""
+    import jax  # most files do without it
+
+    monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=QUICK))
 
 
 @pytest.fixture(scope="session")

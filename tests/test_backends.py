@@ -19,6 +19,7 @@ from programs_by_hand import (
     program_from,
     weight,
 )
+from quick_programs import QUICK
 from random_graphs import WIDTH, build, draw_parameters, recipes
 
 from systolic.backends import backend_named
@@ -127,7 +128,7 @@ def test_derived_programs_on_xla_and_in_jax(xla: XlaBackend) -> None:
         got = xla.prepare(program).run(parameters, inputs, on_xla)
         compare(got, want)
         on_xla = got[1]
-        got = jax.jit(to_jax(program))(parameters, inputs, in_jax)
+        got = jax.jit(to_jax(program), compiler_options=QUICK)(parameters, inputs, in_jax)
         compare(got, want)
         in_jax = got[1]
 

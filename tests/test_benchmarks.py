@@ -16,6 +16,8 @@ from benchmarks.peers import OURS, Setting, Unavailable, prepare
 from benchmarks.subjects import Subject, load_subject
 from systolic.backends.processor import in_words, this_processor
 
+pytestmark = pytest.mark.usefixtures("quick_jax")
+
 
 @pytest.fixture(scope="module")
 def llama() -> Subject:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import jax
 import numpy as np
 import pytest
 
@@ -129,14 +127,6 @@ def test_stated_loss_is_reproduced(script: ModuleType, shared: Path) -> None:
     assert stated is not None
     nats = script.evaluate("shakespeare", shared / "data" / "tinyshakespeare.txt")
     assert nats == pytest.approx(float(stated[1]), abs=1e-3)
-
-
-@pytest.fixture
-def quick_jax() -> Iterator[None]:
-    """Functions of jax are compiled in half the time, and take longer."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from op_samples import ERRORS, SAMPLED_THROUGH_OTHERS, SAMPLES, TIME_OPS, ErrorSample, Sample, program_of
+from quick_programs import QUICK
 
 from systolic.backends.jax_table import JAX, to_jax
 from systolic.backends.numpy_backend import NumpyBackend
@@ -47,9 +48,9 @@ def xla_results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 @pytest.fixture(scope="module")
 def jax_results() -> Results:
     program, values = program_of(SAMPLES)
-    quick = {"xla_backend_optimization_level": 0}  # it is the table that is tested
     with jax.enable_x64(True):
-        return jax.jit(to_jax(program), compiler_options=quick)({}, values, {})[0]
+        # It is the table that is tested.
+        return jax.jit(to_jax(program), compiler_options=QUICK)({}, values, {})[0]
 
 
 def close(got: Any, want: np.ndarray) -> None:
