@@ -176,8 +176,8 @@ def test_no_state_is_copied_or_made_wider_as_a_whole(native, state_dtype):
     }, touched
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 9, 40])
-@pytest.mark.parametrize("shape", [(257, 70), (64, 1030), (33, 512)])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 9, 40, 70])
+@pytest.mark.parametrize("shape", [(257, 70), (64, 1030), (33, 513)])
 @pytest.mark.parametrize("turned", [False, True])
 def test_projections(native, plain, rows, shape, turned):
     def model(x):
@@ -217,7 +217,7 @@ def test_small_weights_stay_with_xla(native):
     assert "custom_call" not in native.prepare(chunk_program(small)).text
 
 
-@pytest.mark.parametrize("rows", [1, 3, 8, 9, 40])
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 9, 20, 40])
 @pytest.mark.parametrize("turned", [False, True])
 def test_bf16_weights_are_read_as_they_are_kept(native, plain, rows, turned):
     random = np.random.default_rng(3)
@@ -334,12 +334,12 @@ def check_integers(native, plain, kind, rows, shape):
 
 
 @pytest.mark.parametrize("kind", list(SCHEMES))
-@pytest.mark.parametrize("rows", [1, 3, 8, 9, 40])
+@pytest.mark.parametrize("rows", [1, 3, 8, 9, 20, 40])
 def test_integers_are_read_as_they_are_kept(native, plain, kind, rows):
     check_integers(native, plain, kind, rows, (131, 192))
 
 
 @pytest.mark.parametrize("shape", [(90, 77), (70, 1030), (67, 601)])
-@pytest.mark.parametrize("rows", [1, 2, 4, 9])
+@pytest.mark.parametrize("rows", [1, 2, 4, 7, 9, 20])
 def test_integers_whose_rows_have_odd_ends(native, plain, shape, rows):
     check_integers(native, plain, "int8", rows, shape)

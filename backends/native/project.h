@@ -104,13 +104,23 @@ inline void Dots(const float* x, const W* w, int64_t stride, int64_t count, Floa
 
 // ---- how rows of x are held ----
 
-// Rows that are multiplied here; more are multiplied in tiles, see multiply.h. Without AVX-512, tiles of eight rows take
-// as long as those of sixteen.
+// Weights that are floats.
+template <typename W>
+constexpr bool kFloats = std::is_same<W, float>::value || std::is_same<W, uint16_t>::value;
+
+// Rows that are multiplied here; more are multiplied as in several.h, with AVX2, or in tiles, see multiply.h. Without
+// AVX-512, tiles of eight rows take as long as those of sixteen.
 #if defined(__AVX512F__)
-constexpr int64_t kFew = 4, kFewColumns = 8;
+template <typename W>
+constexpr int64_t kFew = 4;
+#elif defined(__AVX2__)
+template <typename W>
+constexpr int64_t kFew = kFloats<W> ? 1 : 8;
 #else
-constexpr int64_t kFew = 8, kFewColumns = 8;
+template <typename W>
+constexpr int64_t kFew = 8;
 #endif
+constexpr int64_t kFewColumns = 8;          // the same where weights are turned
 constexpr int kBeside = 4;                  // rows of x that are multiplied together at most
 constexpr int64_t kNearBytes = 1 << 15;     // of weights, which more of them are multiplied with by turns
 
@@ -403,7 +413,7 @@ void ProjectFew(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t k, 
       std::copy_n(x, rows * k, filled.data());
     }
     const float* all = rows < M ? filled.data() : x;
-    if constexpr (std::is_same<W, float>::value || std::is_same<W, uint16_t>::value) {
+    if constexpr (kFloats<W>) {
       if (turned) {
         SpreadOver<W>(pool, matrices, rows * k, 4 * kLanes, [&](const Matrix<W>& matrix, int64_t first, int64_t last) {
           ProjectColumns<M, W>(all, rows, k, matrix, first, last);
@@ -411,7 +421,7 @@ void ProjectFew(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t k, 
         return;
       }
     }
-    if constexpr (M <= kFew) {
+    if constexpr (M <= kFew<W>) {
       constexpr int H = std::min(M, kBeside);
       using Rows = typename RowsFor<W, H>::Type;
       constexpr int R = RowsAtOnce<W>(H);

@@ -15,16 +15,6 @@
 
 namespace {
 
-// Products with one matrix, of any number of rows, which are not rounded beside bf16.
-template <typename W>
-void MultiplyRows(ffi::ThreadPool& pool, const float* x, int64_t rows, const Form& form, const Matrix<W>& matrix) {
-  if (rows <= (form.turned ? kFewColumns : kFew)) {
-    ProjectFew<W>(pool, x, rows, form.k, form.groups, form.turned, {matrix});
-  } else {
-    MultiplyMany<Single, W>(pool, x, rows, form, {matrix});
-  }
-}
-
 template <typename W>
 ffi::Error RouteKind(ffi::ThreadPool& pool, const ffi::Buffer<ffi::F32>& x, ffi::AnyBuffer w,
                      const ffi::Buffer<ffi::S32>& index, float* y, bool turned) {
@@ -56,7 +46,7 @@ ffi::Error RouteKind(ffi::ThreadPool& pool, const ffi::Buffer<ffi::F32>& x, ffi:
     for (int64_t i = 0; i < together; ++i) {
       std::copy_n(x.typed_data() + order[begin + i] / (count / rows) * k, k, from.data() + i * k);
     }
-    MultiplyRows<W>(pool, from.data(), together, form, {weights + matrix * n * k, nullptr, to.data(), n});
+    MultiplyRows<W>(pool, from.data(), together, form, {{weights + matrix * n * k, nullptr, to.data(), n}});
     for (int64_t i = 0; i < together; ++i) std::copy_n(to.data() + i * n, n, y + order[begin + i] * n);
   }
   return ffi::Error::Success();
