@@ -214,12 +214,21 @@ class Family:
         """The repeats, from the first layer on; of several that begin there, the longest."""
         end = -1
         for index in sorted(self._members):
-            if index > end:
-                runs = [self._run(index, period) for period in range(1, LONGEST_PERIOD + 1)]
-                best = max(runs, key=lambda run: len(run.repeat.numbers) if run.reads else 1)
-                if best.reads:
-                    end = best.repeat.numbers[-1]
-                    yield self._block(best)
+            best = self._longest_run(index) if index > end else None
+            if best is not None:
+                end = best.repeat.numbers[-1]
+                yield self._block(best)
+
+    def _longest_run(self, first: int) -> _Run | None:
+        """That of the shortest period if several are as long; None if nothing repeats."""
+        best, last = None, max(self._members)
+        for period in range(1, LONGEST_PERIOD + 1):
+            run = self._run(first, period)
+            if run.reads and (best is None or len(run.repeat.numbers) > len(best.repeat.numbers)):
+                best = run
+                if run.repeat.numbers[-1] == last:  # none is longer
+                    break
+        return best
 
     def _run(self, first: int, period: int) -> _Run:
         """How often the unit at ``first`` repeats, and what the nodes of a unit read."""
