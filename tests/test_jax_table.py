@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from programs_by_hand import (
     TOLERANCE,
     apply,
@@ -21,6 +22,8 @@ from systolic.backends.jax_table import to_jax
 from systolic.compiler.derive import derive_score
 from systolic.ir.graph import Graph
 
+pytestmark = pytest.mark.usefixtures("quick_jax")
+
 
 def test_gradients_are_those_of_finite_differences() -> None:
     graph = build([("prefix_attention", 0, 0, 1), ("window_attention", 1, 0, 2), ("decay", 2, 0, 1)])
@@ -35,12 +38,12 @@ def test_gradients_are_those_of_finite_differences() -> None:
     def loss(weights: dict) -> jax.Array:
         return jnp.sum(jnp.sin(function(weights, inputs, {})[0]["output"]))
 
-    gradients = jax.jit(jax.grad(loss))(parameters)
+    compiled, gradients = jax.jit(loss), jax.jit(jax.grad(loss))(parameters)
     assert any(np.abs(gradient).max() > 0.01 for gradient in gradients.values())
     for name, array in parameters.items():
         step = np.zeros_like(array)
         step[0, 1] = 1e-2
-        up, down = (loss({**parameters, name: array + sign * step}) for sign in (1, -1))
+        up, down = (compiled({**parameters, name: array + sign * step}) for sign in (1, -1))
         # float32 losses of about 1 divided by 2e-2: some 1e-5 of rounding, 1e-4 of curvature
         np.testing.assert_allclose(gradients[name][0, 1], (up - down) / 2e-2, rtol=1e-2, atol=1e-3)
 
@@ -50,7 +53,7 @@ def test_a_program_can_be_mapped_over_weights() -> None:
     parameters, inputs, states = attention_values(graph)
     function = to_jax(graph)
     stacked = {name: np.stack([array, 2 * array]) for name, array in parameters.items()}
-    results, _ = jax.vmap(function, in_axes=(0, None, None))(stacked, inputs, states)
+    results, _ = jax.jit(jax.vmap(function, in_axes=(0, None, None)))(stacked, inputs, states)
     for i, scale in enumerate((1, 2)):
         scaled = {name: scale * array for name, array in parameters.items()}
         want = expected(graph, scaled, inputs, states)
@@ -84,6 +87,6 @@ def test_a_loop_is_a_scan_with_gradients() -> None:
             outputs.append(carried)
         return jnp.stack(outputs, 1)
 
-    got = jax.grad(lambda weights: jnp.sum(function(weights, inputs, {})[0]["y"] ** 2))(parameters)
-    want = jax.grad(lambda weights: jnp.sum(by_hand(weights) ** 2))(parameters)
+    got = jax.jit(jax.grad(lambda weights: jnp.sum(function(weights, inputs, {})[0]["y"] ** 2)))(parameters)
+    want = jax.jit(jax.grad(lambda weights: jnp.sum(by_hand(weights) ** 2)))(parameters)
     np.testing.assert_allclose(got["w"], want["w"], rtol=1e-4, atol=1e-5)
