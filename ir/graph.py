@@ -307,6 +307,22 @@ def rebuild(graph: Graph, visit: Visit) -> Graph:
     return Graph(graph.name, graph.inputs, graph.parameters, outputs, pairs)
 
 
+def replace_parameters(graph: Graph, instead: Mapping[Node, tuple[Node, Node]]) -> Graph:
+    """The graph over other parameters: ``instead`` maps each that is replaced to the one in its place, and to
+    what is read of that where it was read itself."""
+    new: dict[Node, Node] = {node: read for node, (_, read) in instead.items()}
+    for node in graph.nodes:
+        if node not in new:
+            new[node] = copy_node(node, tuple(new[source] for source in node.sources))
+    return Graph(
+        graph.name,
+        graph.inputs,
+        tuple(instead[node][0] if node in instead else node for node in graph.parameters),
+        {name: new[node] for name, node in graph.outputs.items()},
+        tuple((new[previous], new[value]) for previous, value in graph.feedback),
+    )
+
+
 def bind_sizes(graph: Graph, sizes: Mapping[str, int]) -> Graph:
     """Replaces named sizes by numbers in every declared type and shape parameter."""
 

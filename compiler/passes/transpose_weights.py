@@ -13,28 +13,20 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from ...ir.graph import Graph, Node, copy_node, make_node
+from ...ir.graph import Graph, Node, make_node, replace_parameters
 from ...ir.ops import OPS
 from ..program import TRANSPOSED
 
 
 def transpose_weights(graph: Graph, names: Collection[str]) -> Graph:
     """The graph over the transposed ones of the matrices called ``names``."""
-    kept: dict[Node, Node] = {}
-    new: dict[Node, Node] = {}
-    for node in graph.nodes:
-        if node.op.name == "parameter" and node.name in names:
-            params = {"type": node.tensor.with_shape(node.tensor.shape[::-1])}
-            name = node.name + TRANSPOSED
-            kept[node] = make_node(OPS["parameter"], (), params, name=name, location=node.location)
-            again = make_node(OPS["transpose"], (kept[node],), {"permutation": (1, 0)})
-            new[node] = replace(again, name=f"{node.name}.again")
-        else:
-            new[node] = copy_node(node, tuple(new[source] for source in node.sources))
-    return Graph(
-        graph.name,
-        graph.inputs,
-        tuple(kept.get(node, node) for node in graph.parameters),
-        {name: new[node] for name, node in graph.outputs.items()},
-        tuple((new[previous], new[value]) for previous, value in graph.feedback),
-    ).with_unique_names()
+
+    def transposed(node: Node) -> tuple[Node, Node]:
+        params = {"type": node.tensor.with_shape(node.tensor.shape[::-1])}
+        name = node.name + TRANSPOSED
+        parameter = make_node(OPS["parameter"], (), params, name=name, location=node.location)
+        again = make_node(OPS["transpose"], (parameter,), {"permutation": (1, 0)})
+        return parameter, replace(again, name=f"{node.name}.again")
+
+    instead = {node: transposed(node) for node in graph.parameters if node.name in names}
+    return replace_parameters(graph, instead).with_unique_names()
