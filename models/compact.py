@@ -4,7 +4,7 @@
     ... read as %w                  ... read as what the form makes of the parts
 
 A form says what a matrix [n, d] is kept as, d being what products sum over, and how floats are had from it.
-What is no matrix of a product, or has no such form, stays as it is. Rows that are looked up (embeddings) are
+What is not ``roundable``, or has no such form, stays as it is. Rows that are looked up (embeddings) are
 read from the parts if the form can do that, else from the matrix itself, which then is kept, too.
 """
 
@@ -20,6 +20,7 @@ from ..ir.graph import Graph, Node, copy_node, make_node
 from ..ir.ops import OPS
 from ..ir.types import TensorType
 from .derived import DerivedWeights, transposed
+from .precision import roundable
 from .weights import Weights
 
 LEAST_WEIGHTS = 1 << 12  # elements of a matrix; smaller ones stay as they are
@@ -143,7 +144,7 @@ class _Rewriting:
         self.turned: dict[Node, bool] = {}
         self._wide: dict[Node, Node] = {}  # matrices by what they are as f32, themselves or a cast
         self._looked_up: set[Node] = set()  # matrices of which something still reads rows
-        for node in graph.parameters:
+        for node in roundable(graph):
             wide = self._widened(node)
             is_turned = None if wide is None else _is_turned(wide, graph)
             if wide is None or is_turned is None or form.types(*_sizes(node, is_turned)) is None:

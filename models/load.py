@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..ir.errors import SystolicError
-from ..ir.graph import Graph, Node, copy_node, make_node
-from ..ir.ops import OPS
-from ..ir.types import FLOATS, TEXT
+from ..ir.types import TEXT
 from .chat_template import read_chat_template
 from .compact import Form, keep_compact
 from .embedded import DEFAULT, locate
@@ -22,6 +19,7 @@ from .model import Constraints, Model
 from .packed import PACKINGS
 from .peft import read_adapter
 from .positions import looks_positions_up
+from .precision import keep_weights_as
 from .quantised import SCHEMES
 from .spec import Config, read_config
 from .weights import fit, read_checkpoint
@@ -79,27 +77,6 @@ def load(
         dtype=dtype,
         shortest_like=getattr(spec, "shortest_like", None) if TEXT in graph.clocks else None,
         **_generation(config, directory),
-    )
-
-
-def keep_weights_as(graph: Graph, dtype: str) -> Graph:
-    """The same computation in f32 over parameters that are kept as ``dtype``."""
-    kept: dict[Node, Node] = {}
-    new: dict[Node, Node] = {}
-    for node in graph.nodes:
-        if node.op.name == "parameter" and node.tensor.dtype in FLOATS:
-            params = {"type": node.tensor.with_dtype(dtype)}
-            kept[node] = make_node(OPS["parameter"], (), params, name=node.name, location=node.location)
-            widened = make_node(OPS["cast"], (kept[node],), {"dtype": node.tensor.dtype})
-            new[node] = replace(widened, name=f"{node.name}.{node.tensor.dtype}")
-        else:
-            new[node] = copy_node(node, tuple(new[source] for source in node.sources))
-    return Graph(
-        graph.name,
-        graph.inputs,
-        tuple(kept.get(node, node) for node in graph.parameters),
-        {name: new[node] for name, node in graph.outputs.items()},
-        tuple((new[previous], new[value]) for previous, value in graph.feedback),
     )
 
 

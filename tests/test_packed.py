@@ -14,8 +14,9 @@ import systolic as sy
 from systolic.ir.ops import OPS
 from systolic.ir.ops.packing import pack_rows, packed_types
 from systolic.models.compact import keep_compact
-from systolic.models.load import COMPACT, keep_weights_as, load
+from systolic.models.load import COMPACT, load
 from systolic.models.packed import PACKINGS
+from systolic.models.precision import keep_weights_as
 
 FLOATS = {"f32": np.float32, "bf16": ml_dtypes.bfloat16}
 

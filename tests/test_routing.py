@@ -22,7 +22,7 @@ from systolic.ir.graph import Graph
 from systolic.ir.interpret import interpret
 from systolic.ir.types import DTYPES, TensorType, dtype_name
 from systolic.models.experts import routed_mlp, router_logits, softmax_routing
-from systolic.models.load import keep_weights_as
+from systolic.models.precision import keep_weights_as
 
 pytestmark = pytest.mark.optimised
 

@@ -17,7 +17,7 @@ from systolic.backends.contractions.layout import faster_transposed
 from systolic.backends.contractions.table import Cell, FormTable, Setting
 from systolic.compiler.program import TRANSPOSED
 from systolic.models.derived import TransposedWeights
-from systolic.models.load import keep_weights_as
+from systolic.models.precision import keep_weights_as
 from systolic.models.weights import ALIGNMENT
 from systolic.runner import kept_weights
 from systolic.runner.kept_weights import KeptWeights

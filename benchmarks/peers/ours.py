@@ -15,7 +15,8 @@ import systolic as sy
 from systolic.ir.graph import Graph, Node
 from systolic.ir.types import DTYPES
 from systolic.models.compact import keep_compact
-from systolic.models.load import COMPACT, WEIGHT_DTYPES, keep_weights_as
+from systolic.models.load import COMPACT, WEIGHT_DTYPES
+from systolic.models.precision import keep_weights_as
 from systolic.runner.decode_loop import LONGEST_CALL, DecodeLoop
 from systolic.runner.generate import Generation, sampling_row
 
