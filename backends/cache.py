@@ -12,13 +12,17 @@ import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from ..ir.errors import SystolicError
 
 PROGRAM_LIMIT, PROGRAM_DEFAULT = "SYSTOLIC_PROGRAM_CACHE", 2 << 30
 PROGRAM_ENDINGS = (".xla", ".program", ".model", ".last", ".so")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+WRITER = "keep weights"  # what threads are called that a process waits for when it ends
+_half_written: set[str] = set()  # files that some thread is about to finish
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -44,20 +48,38 @@ def write_entry(entry: Path, content: bytes) -> None:
     limit = size_limit(PROGRAM_LIMIT, PROGRAM_DEFAULT)
     if len(content) > limit:
         return
-    try:
+
+    def write(file: BinaryIO) -> None:
+        file.write(hashlib.sha256(content).digest())
+        file.write(content)
+
+    with contextlib.suppress(OSError):
         entry.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(entry.suffix, dir=entry.parent)  # left by a crash, it goes in turn
-    except OSError:
-        return
+        write_whole(entry, write)
+    remove_oldest(entry.parent, PROGRAM_ENDINGS, limit)
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """A file that is called ``path`` once ``write`` has written all of it. Raises what writing raises."""
+    handle, name = tempfile.mkstemp(path.suffix, dir=path.parent)  # left by a crash, it goes in turn
+    _half_written.add(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(hashlib.sha256(content).digest())
-            file.write(content)
-        os.replace(name, entry)
-    except OSError:
+            write(file)
+        os.replace(name, path)
+    except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(name)
-    remove_oldest(entry.parent, PROGRAM_ENDINGS, limit)
+        raise
+    finally:
+        _half_written.discard(name)
+
+
+def remove_half_written() -> None:
+    """Removes what threads are writing: for a process that ends without them."""
+    for name in tuple(_half_written):
+        with contextlib.suppress(OSError):
+            os.unlink(name)
 
 
 def mark_used(entry: Path) -> None:

@@ -22,6 +22,7 @@ from .commands.score import score
 from .commands.serve import serve
 from .commands.targets import targets
 from .commands.view import view
+from .interrupted import INTERRUPTED_STATUS, end_interrupted
 
 BAD_INPUT_STATUS = 2
 ALLOCATIONS = 50_000  # between two searches for garbage: importing jax alone makes half a million objects
@@ -71,9 +72,13 @@ def main() -> None:
         try:
             gc.set_threshold(ALLOCATIONS)
             app()
-        except SystemExit:
+        except SystemExit as end:
             sys.stdout.flush()  # while a closed pipe can still be told from a bug
+            if end.code == INTERRUPTED_STATUS:
+                end_interrupted()
             raise
+    except KeyboardInterrupt:  # once more, while the first one unwound what ran
+        end_interrupted()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -14,16 +14,22 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..backends.cache import default_cache_directory, mark_used, remove_oldest, size_limit
+from ..backends.cache import (
+    WRITER,
+    default_cache_directory,
+    mark_used,
+    remove_oldest,
+    size_limit,
+    write_whole,
+)
 from ..ir.errors import SystolicError
 from ..ir.ops import packing
 from ..ir.ports import Port
@@ -109,28 +115,22 @@ class KeptWeights(Mapping[str, np.ndarray]):
         if self._found:
             return None
         made = {name: array for name, array in arrays.items() if not self._given.is_in_place(name, alignment)}
-        thread = Thread(target=self._write, args=(made,), name="keep weights")
+        thread = Thread(target=self._write, args=(made,), name=WRITER)
         thread.start()
         return thread
 
     def _write(self, made: Mapping[str, np.ndarray]) -> None:
+        def write(file: BinaryIO) -> None:
+            write_tensors(file.write, made)
+            file.flush()
+            os.fsync(file.fileno())
+
         folder = self._entry.parent
-        try:
+        with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(folder).free < 2 * self._size:
                 return
-            handle, name = tempfile.mkstemp(ENDING, dir=folder)  # left by a crash, it goes in turn
-        except OSError:
-            return
-        try:
-            with os.fdopen(handle, "wb") as file:
-                write_tensors(file.write, made)
-                file.flush()
-                os.fsync(handle)
-            os.replace(name, self._entry)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
+            write_whole(self._entry, write)
         remove_oldest(folder, (ENDING,), self._limit)
 
 

@@ -272,16 +272,17 @@ class Programs(ProgramTable[Prepared]):
         if report is None and not missing:
             return
         missing.sort(key=lambda lowered: len(lowered.text), reverse=True)
-        with ThreadPoolExecutor(os.cpu_count(), "compile") as threads:
+        threads = ThreadPoolExecutor(os.cpu_count(), "compile")
+        try:
             if report is not None:
                 report(0, len(missing))
             running = [threads.submit(self._load, lowered) for lowered in missing]
             for ready, finished in enumerate(as_completed(running), 1):
-                if finished.exception() is not None:
-                    threads.shutdown(cancel_futures=True)
                 finished.result()
                 if report is not None:
                     report(ready, len(missing))
+        finally:  # behind an error or Ctrl-C, nobody waits for what is being compiled: nothing can stop it
+            threads.shutdown(wait=False, cancel_futures=True)
         if self._begun is not None:
             self._begun()
             self._begun = None

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -136,12 +137,16 @@ def test_run_without_a_tokenizer_prints_ids(cli, shared):
 def start_endless(stories: Path, *arguments: str) -> subprocess.Popen:
     """A run that takes much longer than a test: without a cache every token costs a whole pass."""
     command = ["run", stories, "--prompt", "Once", "--max-new-tokens", 500, "--ignore-eos"]
-    slow = ["--backend", "numpy", "--state", "tokens"]
+    return start([*map(str, command), "--backend", "numpy", "--state", "tokens", *arguments])
+
+
+def start(arguments: list[str], before: str = "") -> subprocess.Popen:
+    """A process with the command line, and with code that is run before it."""
     # A shell's background job, as this test may be, is born deaf to interrupts.
     heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"import runpy, signal; {heard}; runpy.run_module('systolic', run_name='__main__', alter_sys=True)"
     return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, command), *slow, *arguments],
+        [sys.executable, "-c", f"{before}\n{code}", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -170,6 +175,63 @@ def test_ctrl_c_with_json_reports_what_there_is(stories):
     assert report["finish_reason"] == "interrupted"
     assert report["new_ids"]  # how many depends on the machine
     assert " upon a time"[: len(report["text"])] == report["text"][: len(" upon a time")]
+
+
+COMPILES_FOR_MINUTES = """
+import pathlib, sys, time
+from systolic.backends import cache, numpy_backend
+path = pathlib.Path(sys.argv.pop())
+def load(self, lowered):
+    def write(file):
+        print("begun", flush=True)
+        time.sleep(100)
+    cache.write_whole(path, write)
+numpy_backend.NumpyBackend.load = load
+"""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_waits_for_no_compiler_and_leaves_nothing_half_written(stories, tmp_path, times):
+    arguments = ["run", str(stories), "--prompt", "Once", "--backend", "numpy", str(tmp_path / "whole")]
+    process = start(arguments, COMPILES_FOR_MINUTES)
+    process.stdout.readline()
+    assert list(tmp_path.iterdir()) != []
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out.strip(), err) == (130, b"", b"")
+    assert list(tmp_path.iterdir()) == []
+
+
+WRITES_WEIGHTS = """
+import signal, threading, time
+from systolic.backends.cache import WRITER
+from systolic.runner.interrupted import end_interrupted
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def write():
+    while signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        time.sleep(0.01)
+    print("waited for", flush=True)
+    time.sleep({seconds})
+    print("written", flush=True)
+threading.Thread(target=write, name=WRITER).start()
+end_interrupted()
+"""
+
+
+def test_weights_that_are_being_written_are_waited_for_once():
+    def begin(seconds: int) -> subprocess.Popen:
+        code = WRITES_WEIGHTS.format(seconds=seconds)
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"waited for\n"
+        return process
+
+    process = begin(1)
+    assert (process.communicate(timeout=60)[0], process.returncode) == (b"written\n", 130)
+    process = begin(100)
+    process.send_signal(signal.SIGINT)
+    assert (process.communicate(timeout=60)[0], process.returncode) == (b"", 130)
 
 
 def test_a_closed_pipe_is_quiet(stories):

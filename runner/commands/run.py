@@ -13,6 +13,7 @@ import typer
 
 from ...ir.errors import SystolicError
 from ..files import read_text
+from ..interrupted import INTERRUPTED_STATUS
 from . import sampling_options as options
 from .arguments import (
     DEFAULT_MODEL,
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
     from ..executable import Executable
     from ..programs import Made
-
-INTERRUPTED_STATUS = 130
 
 
 @dataclass
@@ -240,8 +239,9 @@ def _show_prompt(prompt: str | None) -> None:
 def _close(record: Record) -> None:
     print()
     speed = record.timings.get("tokens_per_second")
-    if sys.stderr.isatty() and speed:
-        line = f"{len(record.new_ids)} tokens ({record.finish_reason}), {speed:.1f} tokens per second"
+    if sys.stderr.isatty() and (speed or not record.new_ids):
+        line = f"{len(record.new_ids)} tokens ({record.finish_reason})"
+        line += f", {speed:.1f} tokens per second" if speed else ""
         print(typer.style(line, dim=True), file=sys.stderr)
 
 
