@@ -87,8 +87,11 @@ class Executable:
     @cached_property
     def parameters(self) -> Mapping[str, Any]:
         """The weights, by name, where the backend wants them."""
+        return self._placed()
+
+    def _placed(self, report: Report | None = None) -> Mapping[str, Any]:
         model, transposed = self.model, self.options.transposed
-        return place_weights(model.graph, model.weights, self.backend, model.name, transposed)
+        return place_weights(model.graph, model.weights, self.backend, model.name, transposed, report)
 
     @property
     def logits_output(self) -> str:
@@ -251,6 +254,11 @@ class Executable:
         wanted = [lowered.source(source)] if source else []
         wanted += loop_of(self, prefix, Generation(**generation), source)
         self.programs.prepare(wanted, report)
+
+    def place(self, report: Report | None = None) -> None:
+        """Reads, rounds and packs the weights now; ``report`` is told how many are ready, and of how many."""
+        if "parameters" not in self.__dict__:
+            self.__dict__["parameters"] = self._placed(report)
 
     def steps(
         self, prompt: Prompt | Source = (), *, encoder_states: np.ndarray | None = None, **generation: Any

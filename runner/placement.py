@@ -21,6 +21,7 @@ from ..models.derived import DerivedWeights, TransposedWeights
 from ..models.model import Model
 from ..models.weights import Weights, aligned_empty
 from .kept_weights import KeptWeights, kept_weights
+from .programs import Report
 
 
 def with_kept_weights(
@@ -55,12 +56,13 @@ def place_weights(
     backend: Backend,
     model: str,
     transposed: Collection[str] = (),
+    report: Report | None = None,
 ) -> dict[str, Any]:
     """The parameters of a graph by name, some of them ``transposed``, where the backend wants them.
 
     They are read and converted on as many threads as there are cores, the largest first; NumPy lets others
-    run meanwhile. Raises ``SystolicError`` for a model without weights, and for one that is missing or does
-    not fit.
+    run meanwhile. ``report`` is told how many are placed, and of how many. Raises ``SystolicError`` for a
+    model without weights, and for one that is missing or does not fit.
     """
     if weights is None:
         raise SystolicError(f"{model} has no weights, so it cannot run")
@@ -78,7 +80,11 @@ def place_weights(
 
     largest_first = sorted(ports, key=lambda node: node.tensor.bytes, reverse=True)
     with ThreadPoolExecutor(os.cpu_count(), "place") as threads:
-        made = dict(threads.map(make, largest_first))
+        made: dict[str, np.ndarray] = {}
+        for name, array in threads.map(make, largest_first):
+            made[name] = array
+            if report is not None:
+                report(len(made), len(ports))
     if isinstance(weights, KeptWeights):
         weights.keep(made, backend.alignment)
     return {node.name: backend.place(made[node.name]) for node in ports}

@@ -123,3 +123,11 @@ def test_half_precision_that_is_no_number_stays_none(tmp_path):
     write(tmp_path / "x.safetensors", {"x": special}, "BF16", 8)
     found = read_file(tmp_path / "x.safetensors")["x"].array(np.dtype(np.float32))
     np.testing.assert_array_equal(found, special.astype(np.float32))
+
+
+def test_placing_says_how_many_weights_are_there():
+    told = []
+    place_weights(
+        graph(), values("f32"), backend_named("numpy"), "a model", report=lambda *of: told.append(of)
+    )
+    assert told == [(i, 4) for i in (1, 2, 3, 4)]

@@ -204,7 +204,11 @@ def _prepare(executable: Executable, ids: Sequence[int], settings: dict[str, Any
     start = time.perf_counter()
     with progress_bar("compiling") as report:
         executable.prepare(len(ids), report=report, **settings)
-    record.timings["compile_seconds"] = time.perf_counter() - start
+    compiled = time.perf_counter()
+    with progress_bar("placing weights") as report:
+        executable.place(report)
+    record.timings["compile_seconds"] = compiled - start
+    record.timings["weights_seconds"] = time.perf_counter() - compiled
 
 
 def _follow(executable: Executable, steps: Any, record: Record, *, show: bool) -> None:
