@@ -49,13 +49,7 @@ class Executable:
     top_p, seed, logprobs and many more.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        options: Options,
-        backend: Backend,
-        programs: Programs,
-    ) -> None:
+    def __init__(self, model: Model, options: Options, backend: Backend, programs: Programs) -> None:
         self.model = model
         self.options = options
         self.backend = backend
@@ -87,11 +81,8 @@ class Executable:
     @cached_property
     def parameters(self) -> Mapping[str, Any]:
         """The weights, by name, where the backend wants them."""
-        return self._placed()
-
-    def _placed(self, report: Report | None = None) -> Mapping[str, Any]:
-        model, transposed = self.model, self.options.transposed
-        return place_weights(model.graph, model.weights, self.backend, model.name, transposed, report)
+        self.place()
+        return self.__dict__["parameters"]
 
     @property
     def logits_output(self) -> str:
@@ -258,7 +249,9 @@ class Executable:
     def place(self, report: Report | None = None) -> None:
         """Reads, rounds and packs the weights now; ``report`` is told how many are ready, and of how many."""
         if "parameters" not in self.__dict__:
-            self.__dict__["parameters"] = self._placed(report)
+            model, transposed = self.model, self.options.transposed
+            placed = place_weights(model.graph, model.weights, self.backend, model.name, transposed, report)
+            self.__dict__["parameters"] = placed
 
     def steps(
         self, prompt: Prompt | Source = (), *, encoder_states: np.ndarray | None = None, **generation: Any
