@@ -19,11 +19,11 @@
 
 namespace {
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
 // Rows that are multiplied here at most, as measured on Zen 3; more are in tiles, see multiply.h.
 template <typename W>
 constexpr int64_t kSeveral = std::is_same<W, float>::value ? 64 : 32;
 
-#if defined(__AVX2__) && !defined(__AVX512F__)
 constexpr int kWoven = 2 * kLanes;  // numbers of x in two vectors: kWoven / M of each of M rows
 
 // Up to M rows of x, woven: [k / L][M][L] for L = kWoven / M, with zeros behind the end of rows and for those missing.
