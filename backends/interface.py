@@ -53,6 +53,7 @@ class Backend(Protocol):
 
     name: str
     alignment: int  # bytes; an array that begins at a multiple of it is placed without a copy
+    is_asynchronous: bool  # whether ``Prepared.run`` returns before everything has been computed
 
     @property
     def lowering(self) -> str:

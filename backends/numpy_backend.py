@@ -45,6 +45,7 @@ class NumpyBackend:
 
     name = "numpy"
     alignment = 1
+    is_asynchronous = False
 
     def __init__(self, target: Target | None = None) -> None:
         self._target = target

@@ -123,6 +123,7 @@ class XlaBackend:
     """
 
     name = "xla"
+    is_asynchronous = True
 
     def __init__(
         self,

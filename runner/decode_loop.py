@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .options import Options
 
 SECONDS_PER_CALL = 0.05  # that somebody who reads along waits at most
+BEHIND = ("newest", "offset", "state")  # results of a call that only the call behind it takes
 FEWEST_STOPS = 4  # stop tokens are filled up to 4, 8 …, so that few numbers of them have a program
 
 
@@ -44,6 +45,14 @@ class Made:
         """The last token i32[B] of each row, which is that of ``before`` where none was made."""
         last = self.tokens[np.arange(len(before)), np.maximum(self.counts - 1, 0)]
         return np.where(self.counts > 0, last, before).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of the loop that may still run: up to ``limits`` i32[B] tokens; ``results`` on the device."""
+
+    limits: np.ndarray
+    results: Mapping[str, Any]
 
 
 class Rows:
@@ -191,6 +200,7 @@ class DecodeLoop:
         self.rows = Rows(executable, sources, adapters)
         self._table = table
         self._automaton = np.zeros(len(stops), np.int32)  # the state of each row
+        self._last_limits: tuple[bytes, Any] = b"", None
         self.structure = structure_of(sampling, logprobs)
         count = max(map(len, stops), default=0)
         stop = np.full((len(stops), _power_of_two(count)), NONE, np.int32)
@@ -267,28 +277,67 @@ class DecodeLoop:
     def make(self, newest: np.ndarray, limits: np.ndarray) -> Made:
         """Up to ``limits`` i32[B] more tokens for each row, and at most ``LONGEST_CALL``, behind the
         ``newest`` i32[B], which have not been read. Waits for the device."""
-        executable, rows = self._executable, self.rows
+        return self.finish(self.call(newest, limits), newest)
+
+    def call(self, newest: np.ndarray, limits: np.ndarray) -> Call:
+        """Begins what ``make`` does; ``finish`` waits for it."""
+        rows = self.rows
         rows.prepare([int(limit > 0) for limit in limits])
-        limits = rows.lengths.alike(limits)
+        state = {} if self._table is None else {"state": self._automaton}
+        return self._call(
+            newest.reshape(-1, 1).astype(np.int32), rows.seen, rows.lengths.alike(limits), state
+        )
+
+    def call_behind(self, call: Call, limits: np.ndarray) -> Call:
+        """Begins the call behind one that may still run; a row that is over with that makes no tokens.
+
+        Only where it ``runs_ahead``.
+        """
+        results = call.results
+        state = {} if self._table is None else {"state": results["state"]}
+        return self._call(results["newest"], results["offset"], limits, state)
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a call can begin before the tokens of the one before it are known, and gains from it: not
+        where the host must look at them, or where a backend returns when all is computed."""
+        executable = self._executable
+        return executable.backend.is_asynchronous and executable.model.shortest_like is None
+
+    def _call(self, newest: Any, offset: Any, limits: np.ndarray, state: Mapping[str, Any]) -> Call:
+        executable, rows = self._executable, self.rows
         inputs = {
-            executable.inputs.token.name: newest.reshape(-1, 1).astype(np.int32),
-            "offset": rows.seen,
-            "limit": limits.astype(np.int32),
+            executable.inputs.token.name: newest,
+            "offset": offset,
+            "limit": self._limits(limits),
             **self._numbers,
             **rows.inputs,
-            **({} if self._table is None else {"state": self._automaton}),
+            **state,
         }
         states = {**rows.states, **self._memory.states}
         results, updated = self._program.run(executable.parameters, inputs, states)
         rows.states |= self._memory.keep(updated)
-        fetched = {name: executable.backend.fetch(array) for name, array in results.items()}
-        made = Made(fetched.pop("tokens"), fetched)
-        counts = made.counts
-        texts = (
-            [first, *more[:count]][:count]
-            for first, more, count in zip(newest, made.tokens, counts, strict=True)
+        return Call(limits, results)
+
+    def _limits(self, limits: np.ndarray) -> Any:
+        """On the device; those of the last call are there."""
+        limits = limits.astype(np.int32)  # a copy, which stays as it is
+        if self._last_limits[0] != limits.tobytes():
+            self._last_limits = limits.tobytes(), self._executable.backend.place(limits)
+        return self._last_limits[1]
+
+    def finish(self, call: Call, newest: np.ndarray) -> Made:
+        """What a call behind the ``newest`` tokens i32[B] made. Waits for the device."""
+        rows, fetch = self.rows, self._executable.backend.fetch
+        made = Made(
+            fetch(call.results["tokens"]),
+            {name: fetch(array) for name, array in call.results.items() if name not in ("tokens", *BEHIND)},
         )
-        rows.lengths.grow([[int(token) for token in text] for text in texts])
+        counts = made.counts
+        rows.lengths.grow(
+            [first, *more[:count].tolist()][:count]
+            for first, more, count in zip(newest.tolist(), made.tokens, counts, strict=True)
+        )
         rows.seen = rows.seen + counts.astype(np.int32)
         self._follow(made)
         return made
@@ -361,6 +410,6 @@ class Pace:
         return min(LONGEST_CALL, self._fixed or self._next)
 
     def took(self, tokens: int, started: float) -> None:
-        """A call that began at ``started`` (``time.perf_counter``) made so many tokens."""
+        """A call that was waited for from ``started`` (``time.perf_counter``) on made so many tokens."""
         each = (time.perf_counter() - started) / max(tokens, 1)
         self._next = max(1, min(2 * self._next, int(SECONDS_PER_CALL / max(each, 1e-6))))

@@ -273,13 +273,21 @@ def run_rows(
     yield from _steps(replies, made)
     newest = made.newest(np.zeros(executable.options.batch, np.int32))
     pace = Pace(generation.tokens_per_call)
+    ahead, as_asked = None, True
     while any(reply.limit > 0 for reply in replies):
         started = time.perf_counter()
-        limits = np.array([reply.limit for reply in replies] + [0] * unused, np.int32)
-        made = loop.make(newest, np.minimum(limits, pace.tokens))
+        left = np.array([reply.limit for reply in replies] + [0] * unused, np.int32)
+        call = ahead or loop.call(newest, np.minimum(left, pace.tokens))
+        # The call behind it begins before anybody has looked at its tokens; what is over rests there.
+        behind = np.minimum(np.maximum(left - call.limits, 0), pace.tokens)
+        ahead = loop.call_behind(call, behind) if loop.runs_ahead and as_asked and behind.any() else None
+        made = loop.finish(call, newest)
         pace.took(int(made.counts.max()), started)
         yield from _steps(replies, made)
         newest = made.newest(newest)
+        # A row that the device has ended and the host has not goes on from the host's tokens.
+        counts = zip(replies, made.counts, call.limits, strict=False)
+        as_asked = all(reply.is_over or count == limit for reply, count, limit in counts)
 
 
 def run_constrained(*arguments: Any) -> Iterator[list[Step | None]]:

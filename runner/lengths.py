@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +30,7 @@ class TextLengths:
         """What the programs are given: for each row the length of a text that is computed alike."""
         return {} if self._shortest_like is None else {LENGTH_INPUT: self._computed_like}
 
-    def grow(self, tokens: Sequence[Sequence[int]]) -> None:
+    def grow(self, tokens: Iterable[Sequence[int]]) -> None:
         """Each row has read more tokens, or is about to."""
         if self._shortest_like is not None:
             for text, more in zip(self._texts, tokens, strict=True):

@@ -124,6 +124,74 @@ def test_rows_end_alone_and_the_loop_with_the_last(backend):
     assert more.tokens[1, :5].tolist() == alone[3:8]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_call_begins_behind_one_that_may_still_run(backend):
+    """It takes from the device where each row is; a row that has ended there rests."""
+    executable = tiny(batch=3, backend=backend)
+    alone = executable.generate([7], max_new_tokens=12)
+    stop, count = alone[4], alone.index(alone[4]) + 1
+    loop = DecodeLoop(executable, [Row(), Row(), Row()], [[stop], [], []])
+    newest = np.array([7, 7, 7], np.int32)
+    first = loop.call(newest, np.array([6, 6, 0], np.int32))
+    second = loop.call_behind(first, np.array([6, 5, 2], np.int32))
+    third = loop.call_behind(second, np.array([1, 1, 0], np.int32))
+    made = loop.finish(first, newest)
+    assert [row[:n].tolist() for row, n in zip(made.tokens, made.counts, strict=True)] == [
+        alone[:count],
+        alone[:6],
+        [],
+    ]
+    more = loop.finish(second, made.newest(newest))
+    assert more.counts.tolist() == [0, 5, 2]
+    assert more.tokens[1, :5].tolist() == alone[6:11]
+    assert more.tokens[2, :2].tolist() == alone[:2]
+    last = loop.finish(third, more.newest(made.newest(newest)))
+    assert last.counts.tolist() == [0, 1, 0]
+    assert last.tokens[1, 0] == alone[11]
+    assert loop.rows.seen.tolist() == [count, 12, 2]
+
+
+def test_tokens_are_made_ahead_where_calls_return_early(monkeypatch):
+    events: list[str] = []
+    for name in ("call", "call_behind", "finish"):
+        method = getattr(DecodeLoop, name)
+
+        def noted(*arguments, name=name, method=method):
+            events.append(name)
+            return method(*arguments)
+
+        monkeypatch.setattr(DecodeLoop, name, noted)
+    calls = {"xla": ["call", "call_behind", "finish", "call_behind", "finish", "finish"]}
+    calls["numpy"] = ["call", "finish"] * 3
+    for backend, expected in calls.items():
+        executable = tiny(backend=backend)
+        executable.generate([1, 2], max_new_tokens=1)
+        events.clear()
+        steps = executable.steps([1, 2], max_new_tokens=13, tokens_per_call=4)
+        next(steps)  # from what the prompt yields, or by a call of its own
+        events.clear()
+        list(steps)
+        assert events == expected, backend
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_row_that_only_the_device_has_ended_goes_on(shared, backend, monkeypatch):
+    """An automaton may see a stop where the text has none: that costs calls, and no token."""
+    folder = shared / "real" / "stories260K"
+    case = json.loads((folder / "reference.json").read_text())["cases"][0]
+    executable = compile(load(folder), backend=backend, capacity=128, batch=2)
+    settings = {"max_new_tokens": 40, "ignore_eos": True}
+    plain = executable.generate(case["prompt"], **settings)
+    table = np.zeros((2, executable.logit_count), np.int32)
+    table[:, plain[5]] = table[:, plain[6]] = table[1] = 1  # each time one of these tokens is said
+    monkeypatch.setattr("systolic.runner.stop_automaton.stop_table", lambda *arguments: table)
+    for per_call in (1, 3, 64):
+        rows = executable.generate_batch(
+            [case["prompt"], "Lily"], stop=["never said"], tokens_per_call=per_call, **settings
+        )
+        assert rows[0] == plain
+
+
 def test_the_program_is_one_loop_over_states_and_reads_back():
     executable = tiny(recurrent_step)
     program = DecodeLoop(executable, [Row((p.Repetition(1.1), f.TopK(3)), True)], [[]])._program.program

@@ -35,6 +35,10 @@ def derive_generation(
     i32[``states``, V], an automaton over tokens that ends a row in its last state, and ``state`` i32[B],
     where each row begins. A negative token ends its row, too, and the
     last row ends the loop. The last token of a row has not been read when the program returns.
+
+    What a further call behind this one takes is a result, too, so that it can be begun before anybody has
+    looked at this one's tokens: ``newest`` i32[B, 1], ``NO_TOKEN`` where a row is over, ``offset`` and
+    ``state``. A row whose newest token is negative rests, whatever its limit is.
     """
     rows, make = decode.rows, Maker(None, "generation")
     numbers = TensorType((rows,), "i32")
@@ -51,8 +55,11 @@ def derive_generation(
     weights = {node.name: node for node in decode.graph.parameters}
     inside |= {name: _input(name, node.tensor) for name, node in {**shared, **weights}.items()}
     body = Graph("step", tuple(inside.values()), (), _step(decode, choose, token, logits, inside))
-    longest = make("max", outer["limit"], axes=(0,), label="longest")
-    start = {_GOING: make("greater", longest, make.integer(0), label="going"), _LEFT: outer["limit"]}
+    zero = make.integer(0)
+    is_over = make("less", make.reshape(outer[token], (rows,), "newest.row"), zero, label="rests")
+    left = make("where", is_over, zero, outer["limit"], label="left")
+    longest = make("max", left, axes=(0,), label="longest")
+    start = {_GOING: make("greater", longest, zero, label="going"), _LEFT: left}
     loop = make(
         "loop",
         *(start.get(name) or outer[name] for name in carried),
@@ -68,7 +75,8 @@ def derive_generation(
     values = {name: make("part", loop, label=name, index=i) for i, name in enumerate(body.outputs)}
     values["tokens"] = make("add", values["tokens"], make.integer(NO_TOKEN), label="tokens")
     results = {name: node for name, node in values.items() if name not in carried}
-    results |= {name: values[name] for name in carried if name.startswith(STATE_PREFIX)}
+    results |= {"newest": values[token], "offset": values["offset"]}
+    results |= {name: values[name] for name in carried if name == _STATE or name.startswith(STATE_PREFIX)}
     graph = Graph(f"{decode.graph.name}.generate", tuple(outer.values()), decode.graph.parameters, results)
     held = (*decode.states, *(replace(s, name=SAMPLING + s.name) for s in choose.states))
     return Program("generate", graph.with_unique_names(), held, rows, steps, decode.capacity)
@@ -105,9 +113,10 @@ def _step(decode: Program, choose: Program, token: str, logits: str, inside: _No
     zero = make.integer(0)
     active = make("greater", inside[_LEFT], zero, label="active")
     length = make("cast", active, label="length", dtype="i32")
-    read = inlined(decode.graph, {**inside, "length": length}, "")
+    newest = make("maximum", inside[token], zero, label="read")  # what a row that is over has is no token
+    read = inlined(decode.graph, {**inside, token: newest, "length": length}, "")
     scores = as_f32(make, read[logits])
-    shared = {"token": inside[token], "logits": scores, "offset": inside["offset"], "length": length}
+    shared = {"token": newest, "logits": scores, "offset": inside["offset"], "length": length}
     numbers = {
         node.name: inside[prefixed(node.name)] for node in choose.graph.inputs if node.name not in shared
     }
@@ -130,12 +139,13 @@ def _step(decode: Program, choose: Program, token: str, logits: str, inside: _No
         over = make("logical_or", over, complete, label="over")
     left = make("where", over, zero, make("subtract", inside[_LEFT], length, label="fewer"), label="left")
     going = make("greater", make("max", left, axes=(0,), label="most"), zero, label="going")
+    ending = make("where", make.reshape(over, (rows, 1), "over.column"), make.integer(NO_TOKEN), fresh)
     states = {name: node for name, node in read.items() if name.startswith(STATE_PREFIX)}
     states |= {prefixed(n): node for n, node in chosen.items() if n.startswith(STATE_PREFIX)}
     return {
         _GOING: going,
         _LEFT: left,
-        token: make("where", column, fresh, inside[token], label="newest"),
+        token: make("where", column, ending, inside[token], label="newest"),
         "offset": make("add", inside["offset"], length, label="offset"),
         **moved,
         **states,
