@@ -211,3 +211,57 @@ def test_the_place_of_the_largest(native, size):
     inputs = {"x": x, "offset": np.zeros(rows, np.int32), "length": np.ones(rows, np.int32)}
     got = native.fetch(prepared.run({}, inputs, {})[0]["output"])
     np.testing.assert_array_equal(got, np.argmax(x, axis=-1))
+
+
+# ---- the best tokens ----
+
+
+def cuts(native, x, weights, limit):
+    """What the kernel yields for rows x [B, 1, V], and the text of its program; no ``weights``: ranks."""
+    rows, _, size = x.shape
+    types = {"x": f"f32[{size}]", "limit": "i32[]" if weights is None else "f32[]"}
+    inputs = {"x": x, "limit": limit[:, None], "offset": np.zeros(rows, np.int32)}
+    inputs["length"] = np.ones(rows, np.int32)
+    if weights is None:
+        step = sy.trace(lambda x, limit: sy.cut(x, sy.constant(1), limit), **types)
+    else:
+        step = sy.trace(sy.cut, x=types["x"], weights=types["x"], limit="f32[]")
+        inputs["weights"] = weights
+    prepared = native.prepare(chunk_program(step, rows=rows))
+    return native.fetch(prepared.run({}, inputs, {})[0]["output"])[:, 0], prepared.text
+
+
+@pytest.mark.parametrize("size", [1024, 1500, 32003])
+def test_the_element_of_a_rank(native, size):
+    """Of equal ones, of zeros of both signs, of rows that are cut off, and of ranks that there are not."""
+    random = np.random.default_rng(0)
+    x = 8 * random.standard_normal((8, 1, size), np.float32)
+    x[1] = np.round(x[1])
+    x[2, 0, random.permutation(size)[: size - 40]] = -np.inf
+    x[3] = 1.5
+    x[4] = -abs(x[4])
+    limit = np.array([size - 40, size // 2, size - 40, 7, 0, size - 1, size + 5, -1], np.int32)
+    got, text = cuts(native, x, None, limit)
+    assert "@systolic_rank" in text
+    for row, rank in enumerate(limit):
+        assert got[row] == np.sort(x[row, 0])[np.clip(rank, 0, size - 1)], row
+
+
+@pytest.mark.parametrize("size", [1024, 32003])
+@pytest.mark.parametrize("scale", [0.1, 3.0])
+def test_the_best_elements_of_a_mass(native, size, scale):
+    """As from sorting, but where a sum is a rounding away from the limit."""
+    random = np.random.default_rng(1)
+    x = (scale * random.standard_normal((6, 1, size))).astype(np.float32)
+    x[1, 0, : size // 2] = -np.inf
+    weights = np.exp(x.astype(np.float64))
+    weights = (weights / weights.sum(axis=-1, keepdims=True)).astype(np.float32)
+    limit = np.array([0.05, 0.1, 0.5, 0.999, 2.0, -1.0], np.float32)
+    got, text = cuts(native, x, weights, limit)
+    assert "@systolic_cut" in text
+    for row, most in enumerate(limit):
+        below = weights[row, 0, x[row, 0] < got[row]].sum(dtype=np.float64)
+        upto = weights[row, 0, x[row, 0] <= got[row]].sum(dtype=np.float64)
+        assert got[row] in x[row, 0]
+        assert below <= most + 1e-6 or got[row] == x[row].min(), row
+        assert upto > most - 1e-6 or got[row] == x[row].max(), row

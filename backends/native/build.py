@@ -51,7 +51,7 @@ NAMES = (
     "fuse",
 )
 LAYER_NAMES = ("take_layer", "put_layer", "write_layer")
-PLAIN_NAMES = ("blank", "argmax")  # not called in loops over layers
+PLAIN_NAMES = ("blank", "argmax", "cut", "rank")  # not called in loops over layers
 
 
 def load_kernels(directory: Path, processor: str) -> Kernels | None:

@@ -4,6 +4,7 @@
 #include "argmax.h"
 #include "attend.h"
 #include "blank.h"
+#include "cut.h"
 #include "fuse.h"
 #include "layers.h"
 #include "multiply.h"

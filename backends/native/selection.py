@@ -51,6 +51,8 @@ def select(
             found = _of_angles(node, kernels)
         elif node.op.name == "argmax":
             found = _argmax(node, kernels)
+        elif node.op.name == "cut":
+            found = _cut(node, kernels)
         if found is not None:
             chosen[node] = found
     return chosen | select_fusions(needed_nodes(nodes, outputs, chosen), outputs, chosen, kernels)
@@ -77,6 +79,29 @@ def _argmax(node: Node, kernels: Kernels) -> Selected | None:
         return call_kernel(block, kernels.target("argmax"), (x,), node.tensor, "")
 
     return Selected(node.sources, lower)
+
+
+def _cut(node: Node, kernels: Kernels) -> Selected | None:
+    """The last of the best elements in long rows, which XLA goes through 32 times, number by number."""
+    x, weights, limit = node.sources
+    if x.tensor.static_shape[-1] < LONG_ROW:
+        return None
+    are_ranks = _is_one(weights) and limit.tensor.dtype == "i32"
+    if not are_ranks and weights.tensor.dtype != "f32":
+        return None
+    target = kernels.target("rank" if are_ranks else "cut")
+
+    def lower(block: Block, node: Node, *values: Value) -> Value:
+        return call_kernel(block, target, values, node.tensor, "")
+
+    return Selected((x, limit) if are_ranks else node.sources, lower)
+
+
+def _is_one(node: Node) -> bool:
+    """Whether all elements are the constant 1."""
+    while node.op.name in ("broadcast_to", "reshape"):
+        (node,) = node.sources
+    return scalar(node) == 1
 
 
 def _route(node: Node, kernels: Kernels) -> Selected | None:
