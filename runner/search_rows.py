@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .adapters import adapter_choice
-from .decode_loop import Memory, Rows, sampling_inputs
+from .decode_loop import Memory, sampling_inputs
+from .rows import Rows
 from .sampling import Row
 from .sampling.structure import structure_of
 from .sources import Source

@@ -21,8 +21,8 @@ from ..ir.graph import Graph, Node
 from ..ir.types import Past, Shape, Whole
 from .adapters import adapter_choice
 from .choice import Chooser
-from .decode_loop import Rows
 from .generate import Generation, Reply, Step
+from .rows import Rows
 from .sources import EncoderStates, Source
 from .whole_text import run_text, score_outputs
 
