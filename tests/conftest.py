@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,19 @@ def xla_code(request: pytest.FixtureRequest) -> Iterator[None]:
     ``--optimised`` is for all files, and worth its time where jaxlib changes.
     """
     is_quick = request.node.get_closest_marker("optimised") is None
-    with quick_programs() if is_quick and not request.config.getoption("--optimised") else nullcontext():
+    with _quickly(request) if is_quick else nullcontext():
         yield
+
+
+@pytest.fixture
+def quick_xla(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Programs of a test are compiled quickly, in a file that is marked."""
+    with _quickly(request):
+        yield
+
+
+def _quickly(request: pytest.FixtureRequest) -> AbstractContextManager[None]:
+    return nullcontext() if request.config.getoption("--optimised") else quick_programs()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Programs that XLA compiles in a third of the time, where what it makes of them is not what is tested."""
+"""Programs that XLA compiles in a quarter of the time, where what it makes of them is not what is tested."""
 
 from __future__ import annotations
 

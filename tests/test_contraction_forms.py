@@ -47,8 +47,8 @@ SHAPES = [(1, 96, 64), (3, 64, 96), (4, 128, 80), (20, 160, 64)]
 
 
 @pytest.fixture(scope="module")
-def backend(tmp_path_factory):
-    return XlaBackend("cpu", tmp_path_factory.mktemp("programs"))
+def backend():
+    return XlaBackend("cpu")
 
 
 def run(backend, program, form):

@@ -117,7 +117,7 @@ def gated(width: int, inner: int):
 
 def test_what_lies_between_products_is_one_call(native):
     program = chunk_program(gated(70, 1030))
-    text = native.prepare(program).text
+    text = native.lower(program).text
     assert [text.count(f"@systolic_{name}") for name in ("fuse", "project")] == [2, 2]
     assert "reduce" not in text
     assert "logistic" not in text
@@ -139,7 +139,7 @@ def test_numbers_are_those_of_xla(native, rows, width, inner):
 
 def test_values_that_are_large_stay_with_xla(native):
     program = chunk_program(gated(64, 1024), chunk=40)
-    text = native.prepare(program).text
+    text = native.lower(program).text
     assert text.count("@systolic_fuse") == 1  # the norm's 40 x 64, not the gate's 40 x 1024
     assert "logistic" in text
     kernels = replace(native.kernels, largest_fused=0)
@@ -148,7 +148,7 @@ def test_values_that_are_large_stay_with_xla(native):
 
 def test_one_result_of_each_element_stays_with_xla(native):
     graph = sy.trace(lambda x: (x + 1.0) * x - 2.0, x="f32[2048]")
-    assert "custom_call" not in native.prepare(chunk_program(graph)).text
+    assert "custom_call" not in native.lower(chunk_program(graph)).text
 
 
 def test_what_is_needed_in_between_is_not_joined(native):
@@ -160,7 +160,7 @@ def test_what_is_needed_in_between_is_not_joined(native):
 
     graph = sy.trace(lambda x: dict(zip("ab", model(x), strict=True)), x="f32[33]")
     program = chunk_program(graph)
-    assert native.prepare(program).text.count("@systolic_fuse") == 2
+    assert native.lower(program).text.count("@systolic_fuse") == 2
     x = np.random.default_rng(0).standard_normal((1, 1, 33), np.float32)
     inputs = {"x": x, "offset": np.zeros(1, np.int32), "length": np.ones(1, np.int32)}
     got, want = (b.prepare(program).run({}, inputs, {})[0] for b in (native, NumpyBackend()))
@@ -188,7 +188,7 @@ def test_parts_of_integers_stay_with_xla(native):
     program = chunk_program(sy.trace(model, x="f32[33]"))
     x = np.random.default_rng(0).standard_normal((1, 1, 33), np.float32)
     inputs = {"x": x, "offset": np.zeros(1, np.int32), "length": np.ones(1, np.int32)}
-    assert "@systolic_fuse" in native.prepare(program).text
+    assert "@systolic_fuse" in native.lower(program).text
     got, want = (b.prepare(program).run({}, inputs, {})[0] for b in (native, NumpyBackend()))
     np.testing.assert_array_equal(native.fetch(got["half"]), want["half"])
 

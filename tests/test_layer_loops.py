@@ -66,6 +66,7 @@ def test_models_say_the_same_as_recorded(kernels, shared, name):
     assert read(executable, case) == case[1]
 
 
+@pytest.mark.usefixtures("quick_xla")
 @pytest.mark.parametrize(
     ("dtype", "state_dtype", "batch"),
     [("f32", "f32", 4), ("bf16", "f32", 1), ("int8", "int8", 1), ("f32", "int8", 4)],
@@ -89,6 +90,7 @@ def test_stories_are_the_same_in_every_form(kernels, shared, dtype, state_dtype,
         assert said[0][0] == cases[0]["new_ids"][:40]
 
 
+@pytest.mark.usefixtures("quick_xla")
 def test_layers_that_alternate(kernels, tmp_path):
     """A window and the whole past by turns: two layers are a unit."""
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
@@ -119,6 +121,7 @@ def test_layers_that_alternate(kernels, tmp_path):
     assert said[0] == said[1]
 
 
+@pytest.mark.usefixtures("quick_xla")
 def test_what_was_chosen_is_reported(kernels, cli, shared, tmp_path):
     stories = shared / "real" / "stories260K"
     arguments = ("run", stories, "--prompt", "Once", "--max-new-tokens", 2, "--capacity", 32, "--json")

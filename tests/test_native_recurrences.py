@@ -78,8 +78,8 @@ def channels(width, size, groups=()):
 )
 def test_selective_scans_are_those_of_plain_stablehlo(native, plain, graph, chunk):
     program = chunk_program(graph, 3, chunk)
-    assert "systolic_select" in native.prepare(program).text
-    assert "custom_call" not in plain.prepare(program).text
+    assert "systolic_select" in native.lower(program).text
+    assert "custom_call" not in plain.lower(program).text
     for lengths in ((chunk, chunk, chunk), (chunk - 3, 1, 0)):  # what grows magnifies rounding
         for got, want in zip(run(native, program, lengths), run(plain, program, lengths), strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
@@ -88,7 +88,7 @@ def test_selective_scans_are_those_of_plain_stablehlo(native, plain, graph, chun
 @pytest.mark.parametrize("graph", [channels(300, 16), channels(500, 9), channels(90, 8, (7,))])
 def test_steps_are_those_of_plain_stablehlo(native, plain, graph):
     program = chunk_program(graph, 3, 1)
-    assert "systolic_advance" in native.prepare(program).text
+    assert "systolic_advance" in native.lower(program).text
     for lengths in ((1, 1, 1), (0, 1, 0)):
         for got, want in zip(run(native, program, lengths), run(plain, program, lengths), strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
@@ -131,7 +131,7 @@ def other_recurrence(decay=None, read=None):
 )
 def test_other_recurrences_stay_with_xla(native, plain, graph):
     program = chunk_program(graph, 2, 16)
-    assert "systolic_select" not in native.prepare(program).text
+    assert "systolic_select" not in native.lower(program).text
     for got, want in zip(run(native, program, (16, 9)), run(plain, program, (16, 9)), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
@@ -145,7 +145,7 @@ def test_linear_scans_are_those_of_plain_stablehlo(native, plain, join, width):
         return before.close(left * before + right if join == "add" else sy.maximum(left + before, right))
 
     program = chunk_program(sy.trace(model, x="f32[8]"), 3, 16)
-    assert f"maximum = {str(join == 'maximum').lower()}" in native.prepare(program).text
+    assert f"maximum = {str(join == 'maximum').lower()}" in native.lower(program).text
     for got, want in zip(run(native, program, (16, 5, 0)), run(plain, program, (16, 5, 0)), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
@@ -155,7 +155,7 @@ def test_few_numbers_stay_with_xla(native):
         before = sy.feedback(sy.zeros((8,)))
         return before.close(sy.sigmoid(x) * before + x)
 
-    assert "@systolic_recur" not in native.prepare(chunk_program(sy.trace(model, x="f32[8]"), 1, 16)).text
+    assert "@systolic_recur" not in native.lower(chunk_program(sy.trace(model, x="f32[8]"), 1, 16)).text
 
 
 MAMBA = {"model_type": "mamba", "vocab_size": 64, "hidden_size": 128, "num_hidden_layers": 2}

@@ -38,9 +38,9 @@ def numpy_results() -> Results:
 
 
 @pytest.fixture(scope="module")
-def xla_results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def xla_results() -> Results:
     program, values = program_of(SAMPLES)
-    backend = XlaBackend("cpu", tmp_path_factory.mktemp("cache"), native=False)
+    backend = XlaBackend("cpu", native=False)
     results, _ = backend.prepare(program).run({}, values, {})
     return {name: backend.fetch(array) for name, array in results.items()}
 

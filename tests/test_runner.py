@@ -14,8 +14,6 @@ from systolic.models.load import load
 from systolic.runner.compilation import compile
 from systolic.runner.generate import Generation
 
-pytestmark = pytest.mark.optimised
-
 BACKENDS = ["numpy", "xla"]
 V, D = 23, 8
 
