@@ -55,6 +55,7 @@ def stepped(executable: sy.Executable, prompt: list[int], stream: int = 0, **set
     return text[len(prompt) :]
 
 
+@pytest.mark.usefixtures("quick_xla")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("step", [attention_step, recurrent_step])
 def test_the_loop_makes_the_tokens_of_the_host(step, backend):

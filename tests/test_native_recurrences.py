@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from quick_programs import quick_programs
 
 import systolic as sy
 from systolic.backends.contractions.table import forced_table
@@ -23,12 +24,14 @@ pytestmark = pytest.mark.optimised
 def native():
     if not any(map(shutil.which, build.COMPILERS)):
         pytest.skip("this machine has no C++ compiler")
-    return XlaBackend("cpu", forms=forced_table("kernel"))
+    with quick_programs():
+        return XlaBackend("cpu", forms=forced_table("kernel"))
 
 
 @pytest.fixture(scope="module")
 def plain():
-    return XlaBackend("cpu", native=False, forms=forced_table("dot"))
+    with quick_programs():
+        return XlaBackend("cpu", native=False, forms=forced_table("dot"))
 
 
 def chunk_program(graph, rows, chunk):
@@ -167,7 +170,8 @@ def test_a_prefill_of_mamba_has_no_memory_for_states_of_all_positions(native, pl
     graph = families.build(Config("config.json", MAMBA))[1]
     rows, positions, channels, size = 1, 512, 256, 16
     program = derive_chunk(graph, choose_states(graph), rows=rows, chunk=positions, capacity=positions)
-    prepared = (native if is_native else plain).prepare(program)
+    forms = (native if is_native else plain).forms
+    prepared = XlaBackend("cpu", native=is_native, forms=forms).prepare(program)
     streams = rows * positions * channels * 4
     block = rows * 16 * channels * size * 4
     assert prepared.memory.temp_size_in_bytes < 12 * streams + 6 * block
@@ -179,7 +183,7 @@ def test_a_cell_goes_from_step_to_step_in_place(native):
     values = {"model_type": "lstm_lm", "vocab_size": 64, "embedding_size": 48, "hidden_size": 96}
     graph = families.build(Config("config.json", values))[1]
     program = derive_chunk(graph, choose_states(graph), rows=1, chunk=64, capacity=64)
-    prepared = native.prepare(program)
+    prepared = XlaBackend("cpu", forms=native.forms).prepare(program)
     (loop,) = (part.split("stablehlo.return")[0] for part in prepared.text.split("} do {")[1:])
     assert "systolic_project" in loop
     copied = re.findall(r"= f32\[([\d,]+)\]\S* copy\(", prepared.optimized_text)

@@ -173,6 +173,7 @@ def test_what_padding_holds_changes_nothing():
     np.testing.assert_array_equal(*results)
 
 
+@pytest.mark.usefixtures("quick_xla")
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize(("experts", "k"), [(1, 1), (3, 3), (5, 2)])
 def test_long_and_short_chunks_agree_on_xla(tmp_path, experts, k, native):
@@ -187,6 +188,7 @@ def test_long_and_short_chunks_agree_on_xla(tmp_path, experts, k, native):
             np.testing.assert_allclose(got[row, :length], want[row, :length], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("quick_xla")
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize("axes", ["nd", "dn"])
 @pytest.mark.parametrize(("rows", "own"), [(1, False), (3, True), (50, False)])
