@@ -15,6 +15,7 @@
 #include <mutex>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "xla/ffi/api/ffi.h"
 
@@ -35,35 +36,48 @@ inline void Pause() {
 #endif
 }
 
-// Memory that is read from its beginning to its end; of unknown work, none.
+// Memory that is read from its beginning to its end; of unknown work, none. What the next thread reads is `apart` bytes on.
 struct Range {
   const char* from = nullptr;
   int64_t bytes = 0;
+  int64_t apart = 0;
 };
 
-// Parts of a piece of work, which threads take one after the other, until none is left.
+// Parts of a piece of work. Each thread has a stretch of them, which it takes one after the other, since memory that
+// goes on where it was read is fetched by the machine; then it takes what is left of the others'.
 class Task {
  public:
-  Task(int64_t parts, int64_t helpers, const void* work, void (*run)(const void*, int64_t), Range second)
-      : second(second), parts_(parts), seats_(helpers), work_(work), run_(run) {}
+  Task(int64_t parts, int64_t threads, const void* work, void (*run)(const void*, int64_t), Range second)
+      : second(second), parts_(parts), threads_(threads), next_(threads), work_(work), run_(run) {
+    for (int64_t stretch = 0; stretch < threads_; ++stretch) next_[stretch].store(Start(stretch));
+  }
 
-  const Range second;  // what the second part reads, by which the task is known, too
+  const Range second;  // what the second thread reads first, by which the task is known, too
 
   // A thread that comes late finds nothing left and does not touch the work, which may be gone.
-  void Drain() {
-    for (int64_t part = next_.fetch_add(1); part < parts_; part = next_.fetch_add(1)) {
-      run_(work_, part);
-      done_.fetch_add(1, std::memory_order_release);
+  void Drain(int64_t seat) {
+    for (int64_t i = 0; i < threads_; ++i) {
+      const int64_t stretch = (seat + i) % threads_, end = Start(stretch + 1);
+      for (int64_t part = next_[stretch].fetch_add(1); part < end; part = next_[stretch].fetch_add(1)) {
+        run_(work_, part);
+        done_.fetch_add(1, std::memory_order_release);
+      }
     }
   }
   bool IsDone() const { return done_.load(std::memory_order_acquire) == parts_; }
 
-  // Whether one more thread is wanted.
-  bool TakeSeat() { return seats_.fetch_sub(1) > 0; }
+  // Which thread of the task the next one is; 0 is the one that waits for it, and from here on that means none.
+  int64_t TakeSeat() {
+    const int64_t seat = seats_.fetch_add(1);
+    return seat < threads_ ? seat : 0;
+  }
 
  private:
-  const int64_t parts_;
-  std::atomic<int64_t> next_{0}, done_{0}, seats_;
+  int64_t Start(int64_t stretch) const { return stretch * parts_ / threads_; }
+
+  const int64_t parts_, threads_;
+  std::vector<std::atomic<int64_t>> next_;
+  std::atomic<int64_t> done_{0}, seats_{1};
   const void* const work_;
   void (*const run_)(const void*, int64_t);
 };
@@ -90,7 +104,7 @@ class Board {
   void Help(std::shared_ptr<Task> task, int64_t most) {
     uint64_t seen = shown_.load();
     while (task != nullptr) {
-      if (task->TakeSeat()) task->Drain();
+      if (const int64_t seat = task->TakeSeat(); seat > 0) task->Drain(seat);
       const char* const read = task->second.from;
       task = read == nullptr ? nullptr : Await(&seen, most, read);
     }
@@ -117,10 +131,10 @@ class Board {
     return newest_;
   }
 
-  // Into the nearest cache but one, until something is shown: another part by each of those who look.
+  // Into the nearest cache but one, until something is shown: what each of those who look will begin with.
   void Fetch(Range second, int64_t others, uint64_t seen) {
     constexpr int64_t kStep = 1024, kLine = 64;
-    const char* const first = second.from + others * second.bytes;
+    const char* const first = second.from + others * second.apart;
     const char* const end = first + std::min(second.bytes, kMostAhead);
     for (const char* from = first; from < end && shown_.load() == seen; from += kStep) {
       for (int64_t at = 0; at < kStep; at += kLine) __builtin_prefetch(from + at, 0, 2);
@@ -163,12 +177,15 @@ void Spread(ffi::ThreadPool& pool, int64_t count, int64_t operations, const Work
   const auto run = [parts, count, &work](int64_t part) { work(part * count / parts, (part + 1) * count / parts); };
   using Run = decltype(run);
   const int64_t helpers = std::min(threads, parts) - 1;
-  const auto task = std::make_shared<Task>(parts, helpers, &run, [](const void* all, int64_t part) {
+  const auto read = [&](int64_t part) { return source(part * count / parts, (part + 1) * count / parts); };
+  Range second = read(parts / (helpers + 1));
+  if (helpers > 1) second.apart = read(2 * parts / (helpers + 1)).from - second.from;
+  const auto task = std::make_shared<Task>(parts, helpers + 1, &run, [](const void* all, int64_t part) {
     (*static_cast<Run*>(all))(part);
-  }, source(count / parts, 2 * count / parts));
+  }, second);
   Board& board = TheBoard();
   for (int64_t i = board.Show(task); i < helpers; ++i) pool.Schedule([=, &board] { board.Help(task, helpers); });
-  task->Drain();
+  task->Drain(0);
   for (int64_t spins = 0; !task->IsDone(); ++spins) {
     if (spins > kSpins) std::this_thread::yield();
     Pause();
