@@ -14,6 +14,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 
 from ..ir.errors import SystolicError
@@ -23,6 +24,7 @@ PROGRAM_ENDINGS = (".xla", ".program", ".model", ".last", ".so")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 WRITER = "keep weights"  # what threads are called that a process waits for when it ends
 _half_written: set[str] = set()  # files that some thread is about to finish
+_beginning = Lock()  # held while one is begun, and for good once no more are to be
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -61,8 +63,9 @@ def write_entry(entry: Path, content: bytes) -> None:
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """A file that is called ``path`` once ``write`` has written all of it. Raises what writing raises."""
-    handle, name = tempfile.mkstemp(path.suffix, dir=path.parent)  # left by a crash, it goes in turn
-    _half_written.add(name)
+    with _beginning:
+        handle, name = tempfile.mkstemp(path.suffix, dir=path.parent)  # left by a crash, it goes in turn
+        _half_written.add(name)
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
@@ -76,7 +79,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def remove_half_written() -> None:
-    """Removes what threads are writing: for a process that ends without them."""
+    """Removes what threads are writing, and lets none begin: for a process that ends without them."""
+    _beginning.acquire(timeout=1)  # a disk that takes longer than that keeps nobody here
     for name in tuple(_half_written):
         with contextlib.suppress(OSError):
             os.unlink(name)

@@ -204,7 +204,8 @@ def test_ctrl_c_waits_for_no_compiler_and_leaves_nothing_half_written(stories, t
         process.send_signal(signal.SIGINT)
         time.sleep(0.05)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out.strip(), err) == (130, b"", b"")
+    assert (process.returncode, err) == (130, b"")
+    assert set(out.split()) <= {b"begun"}  # by another thread
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from test_native import chunk_program, native, plain  # noqa: F401  (fixtures)
+from test_native import chunk_program, native, optimised, plain  # noqa: F401  (fixtures)
 
 import systolic as sy
 from systolic.ir.ops import OPS
