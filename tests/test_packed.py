@@ -93,7 +93,7 @@ def test_kernels_read_them_as_they_are_kept(native, plain, dtype, rows):  # noqa
 @pytest.mark.parametrize(
     ("count", "width", "rows"),
     [
-        (1, 64, 1),
+        (2, 64, 1),
         (7, 192, 2),
         (13, 192, 6),
         (5, 8256, 1),
