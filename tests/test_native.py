@@ -350,3 +350,10 @@ def test_integers_are_read_as_they_are_kept(native, plain, kind, rows):
 @pytest.mark.parametrize("rows", [1, 2, 4, 7, 9, 20])
 def test_integers_whose_rows_have_odd_ends(native, plain, shape, rows):
     check_integers(native, plain, "int8", rows, shape)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, scheme in SCHEMES.items() if scheme.group])
+@pytest.mark.parametrize("width", [64, 320, 704, 20480])  # one group, some behind a vector, rows side by side
+@pytest.mark.parametrize("rows", [1, 2, 4, 5])
+def test_groups_that_fill_no_vector(native, plain, kind, rows, width):
+    check_integers(native, plain, kind, rows, (67, width))

@@ -27,16 +27,6 @@ constexpr int64_t kTable = 16, kCodes = 64;  // bytes in front of a row, floats 
 template <typename W>
 constexpr int64_t kBlockBytes = std::is_same<W, Coded32>::value ? 3 * kCodes + kCodes / 2 : kCodes + kCodes / 2;
 
-// How many bytes ahead the nearest cache gets what comes, for M rows of x beside R of weights; 0: nothing. Looking up
-// takes so long beside reading that the machine does not look far enough ahead by itself. As measured on Zen 4, where
-// it is an eighth of the time for single rows of bf16, and on Zen 3, where it is a sixth for all.
-template <typename W, int M, int R>
-#if defined(__AVX512F__)
-constexpr int64_t kNear = std::is_same<W, Coded16>::value && M * R == 1 ? 384 : 0;
-#else
-constexpr int64_t kNear = 1024;
-#endif
-
 // Elements of memory in a row of k weights.
 template <typename W>
 constexpr int64_t RowLength(int64_t k) {
@@ -270,6 +260,17 @@ struct Outside {
   }
 };
 
+// Fetches what comes behind a line of M rows of x beside R of weights. On Zen 3, looking up takes so long beside reading
+// that the nearest cache is asked, which is a sixth of the time for all.
+template <typename W, int M, int R>
+inline void FetchCoded(const W* line, int64_t apart) {
+#if defined(__AVX512F__)
+  FetchLater(line, BytesAhead<W, M, R>(apart));
+#else
+  __builtin_prefetch(line + 1024, 0, 3);
+#endif
+}
+
 // Rows of x beside coded weights: blocks, each with the numbers of all M rows in the order in which weights come out.
 template <typename W>
 class RowsOfBlocks {
@@ -295,9 +296,7 @@ class RowsOfBlocks {
       for (int r = 0; r < R; ++r) {
         const W* block = w + r * stride + RowLength<W>(at);
 #pragma GCC unroll 4
-        for (int64_t line = 0; line < kBlockBytes<W> && kNear<W, M, R> > 0; line += 64) {
-          __builtin_prefetch(block + kNear<W, M, R> + line, 0, 3);
-        }
+        for (int64_t line = 0; line < kBlockBytes<W>; line += kLine) FetchCoded<W, M, R>(block + line, stride);
         Floats wide[kVectors];
         Unpack(block, Table(w + r * stride), wide);
 #pragma GCC unroll 8

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "coded.h"
+#include "grouped.h"
 #include "integers.h"
 #include "threads.h"
 #include "vectors.h"
@@ -31,31 +32,22 @@ constexpr int RowsAtOnce(int m) {
 #endif
 }
 
-// The longest row that is read by itself beside a single x; sums of different numbers hide the latency then. Such rows
-// are one stream, which the machine fetches ahead of them wherever pages end, but x is read again for each, so it must
-// stay in the nearest cache. Rows of f32 that are longer than a page are as quick side by side, and so are those of two
-// weights in a byte, which take longer to unpack than to fetch. As measured on Zen 4; on Zen 3 eight streams of f32 are
-// read in 0.8 of the time of one, unless rows are short.
+// Whether rows of weights of `k` numbers are read one by one beside `rows` of x; sums of different numbers hide the
+// latency then. They are one stream, which is fetched ahead of them wherever pages end, but x is read again for each, so it
+// must stay in the nearest cache. With AVX-512 (Zen 5) that is so for weights of any kind: side by side, rows of f32 take
+// up to 1.26 times as long beside one x, and all kinds up to 1.6 times beside two to four. On Zen 3 eight streams of f32 are
+// read in 0.8 of the time of one, unless rows are short, and two weights in a byte take longer to unpack than to fetch.
 template <typename W>
+constexpr bool AreReadAlone(int64_t rows, int64_t k) {
 #if defined(__AVX512F__)
-constexpr int64_t kLongestAlone = 1024;
+  constexpr int64_t kNearest = 1 << 15, kSize = std::is_same<W, int8_t>::value || std::is_same<W, Packed>::value ? 2 : 4;
+  return rows * k * kSize <= kNearest;
 #else
-constexpr int64_t kLongestAlone = 512;
+  if (std::is_same<W, Packed>::value) return false;
+  if (kCoded<W>) return k <= 8192;  // beside more rows of x, too: 0.6 to 0.9 of the time
+  return rows == 1 && k <= (std::is_same<W, float>::value ? 512 : std::is_same<W, uint16_t>::value ? 4096 : 8192);
 #endif
-template <>
-constexpr int64_t kLongestAlone<uint16_t> = 4096;  // 16 KiB of x
-template <>
-constexpr int64_t kLongestAlone<int8_t> = 8192;  // the same
-template <>
-constexpr int64_t kLongestAlone<Packed> = 0;
-template <>
-constexpr int64_t kLongestAlone<Coded32> = 8192;
-template <>
-constexpr int64_t kLongestAlone<Coded16> = 8192;
-
-// Whether that is so beside more rows of x, too: as measured on Zen 3, where it takes 0.6 to 0.9 of the time.
-template <typename W>
-constexpr bool kAloneBesideMany = kCoded<W> && kLanes < 16;
+}
 constexpr int64_t kPart = 1 << 17;  // weights in a part of a long product: about 10 microseconds
 
 // sums[m][r] = x[m] . w[r] over `count` elements, lane by lane; the x are `count` apart, the w `stride`. Every row and
@@ -81,7 +73,7 @@ inline void Dots(const float* x, const W* w, int64_t stride, int64_t count, Floa
     Floats wide[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      if constexpr (R > 1) FetchLater(w + r * stride + k, ahead);
+      if (R > 1 || M > 1) FetchLater(w + r * stride + k, ahead);
       wide[r] = WidenAll(w + r * stride + k);
     }
 #pragma GCC unroll 8
@@ -199,7 +191,7 @@ class PairedRow : public Pieces {
   template <int M, int R>
   void Dot(int64_t, const uint16_t* w, int64_t stride, Floats (*sums)[R]) const {
     static_assert(M == 1, "beside more rows, weights are widened once for all of them");
-    constexpr int kSteps = R == 1 ? kUnrolled : 1;
+    constexpr int kSteps = R == 1 ? kUnrolled : 1, kLineSteps = kLine / (kBlock * sizeof(*w));
     const int64_t ahead = BytesAhead<uint16_t, M, R>(stride * sizeof(*w));
     Floats even[R * kSteps] = {}, odd[R * kSteps] = {};
     int64_t i = 0;
@@ -207,7 +199,8 @@ class PairedRow : public Pieces {
 #pragma GCC unroll 8
       for (int s = 0; s < R * kSteps; ++s) {
         const uint16_t* row = w + s / kSteps * stride;
-        if constexpr (R > 1) FetchLater(row + i, ahead);
+        if (R > 1) FetchLater(row + i, ahead);
+        if (R == 1 && s % kLineSteps == 0) FetchLater(row + i + s * kBlock, ahead);
         Step(row, i + s % kSteps * kBlock, &even[s], &odd[s]);
       }
     }
@@ -233,6 +226,14 @@ class PairedRow : public Pieces {
 
   Buffer<float> near_;
 };
+
+// Whether rows of x have the scales of groups multiplied in.
+template <typename Rows>
+constexpr bool kGrouped = false;
+#if defined(SYSTOLIC_GROUPED)
+template <typename W, int L>
+constexpr bool kGrouped<GroupedRows<W, L>> = true;
+#endif
 
 // How M rows of x are held beside weights of kind W.
 template <typename W, int M>
@@ -282,13 +283,17 @@ template <int M, int R, typename W, typename Rows>
 inline void AddPieces(const Rows& x, const W* w, const float* grouped, int64_t groups, Floats (*sums)[M]) {
   const int64_t stride = RowLength<W>(x.k);
   Floats total[M][R] = {};
-  for (int64_t piece = 0; piece < x.count; ++piece) {
-    Floats part[M][R];
-    x.template Dot<M, R>(piece, w + piece * x.size / PerElement<W>(), stride, part);
-    for (int r = 0; r < R; ++r) {
-      const float scale = grouped == nullptr ? 1.0f : grouped[r * groups + piece];
-      for (int m = 0; m < M; ++m) {
-        total[m][r] += Rows::kScaled || grouped != nullptr ? part[m][r] * (scale * x.scale(piece, m)) : part[m][r];
+  if constexpr (kGrouped<Rows>) {
+    x.template Dot<M, R>(w, grouped, stride, total);
+  } else {
+    for (int64_t piece = 0; piece < x.count; ++piece) {
+      Floats part[M][R];
+      x.template Dot<M, R>(piece, w + piece * x.size / PerElement<W>(), stride, part);
+      for (int r = 0; r < R; ++r) {
+        const float scale = grouped == nullptr ? 1.0f : grouped[r * groups + piece];
+        for (int m = 0; m < M; ++m) {
+          total[m][r] += Rows::kScaled || grouped != nullptr ? part[m][r] * (scale * x.scale(piece, m)) : part[m][r];
+        }
       }
     }
   }
@@ -397,14 +402,37 @@ void SpreadOver(ffi::ThreadPool& pool, const std::vector<Matrix<W>>& matrices, i
   });
 }
 
-// y[m, n] of up to kFew rows, or kFewColumns where weights are turned, for several matrices of one kind. Weights are
-// read once: three rows take as long as four, of which one is zero. Eight are two times four.
-template <typename W>
-void ProjectFew(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t k, int64_t groups, bool turned,
-                const std::vector<Matrix<W>>& matrices) {
+// y[m, n] of M rows of x, of which `rows` are meant, held as Rows. Eight are two times four.
+template <int M, typename Rows, typename W>
+void ProjectHeld(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t k, int64_t groups,
+                 const std::vector<Matrix<W>>& matrices) {
+  constexpr int H = std::min(M, kBeside), R = RowsAtOnce<W>(H);
   const int64_t threads = std::max<int64_t>(1, pool.num_threads());
   int64_t total = 0;
   for (const auto& matrix : matrices) total += matrix.n;
+  std::deque<Rows> held;
+  for (int64_t m = 0; m < M; m += H) held.emplace_back(x + m * k, H, k, groups);
+  const bool alone = AreReadAlone<W>(H, k);
+  const int64_t unit = alone ? 1 : R, row_bytes = RowLength<W>(k) * sizeof(W);
+  const int64_t block = std::max<int64_t>(1, kNearBytes / (unit * row_bytes)) * unit;
+  const auto project = alone ? ProjectRows<H, 1, W, Rows> : ProjectRows<H, R, W, Rows>;
+  SpreadOver<W>(pool, matrices, rows * k, unit, [&](const Matrix<W>& matrix, int64_t first, int64_t last) {
+    for (int64_t row = first, end; row < last; row = end) {
+      end = M > H ? std::min(row + block, last) : last;
+      Matrix<W> part = matrix;
+      for (int64_t m = 0; m < rows; m += H, part.y += H * matrix.n) {
+        project(held[m / H], std::min<int64_t>(H, rows - m), part, groups, row, end);
+      }
+    }
+    if constexpr (kCoded<W>) AddOutside(x, rows, k, matrix, first, last);
+  }, std::max(kParts, k * total / kPart / threads), row_bytes);
+}
+
+// y[m, n] of up to kFew rows, or kFewColumns where weights are turned, for several matrices of one kind. Weights are
+// read once: three rows take as long as four, of which one is zero.
+template <typename W>
+void ProjectFew(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t k, int64_t groups, bool turned,
+                const std::vector<Matrix<W>>& matrices) {
   WithConstant(rows, [&](auto constant) {
     constexpr int M = decltype(constant)::value;
     std::vector<float> filled;
@@ -422,25 +450,14 @@ void ProjectFew(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t k, 
       }
     }
     if constexpr (M <= kFew<W>) {
-      constexpr int H = std::min(M, kBeside);
-      using Rows = typename RowsFor<W, H>::Type;
-      constexpr int R = RowsAtOnce<W>(H);
-      std::deque<Rows> held;
-      for (int64_t m = 0; m < M; m += H) held.emplace_back(all + m * k, H, k, groups);
-      const bool alone = (H == 1 || kAloneBesideMany<W>) && k <= kLongestAlone<W>;
-      const int64_t unit = alone ? 1 : R, row_bytes = RowLength<W>(k) * sizeof(W);
-      const int64_t block = std::max<int64_t>(1, kNearBytes / (unit * row_bytes)) * unit;
-      const auto project = alone ? ProjectRows<H, 1, W, Rows> : ProjectRows<H, R, W, Rows>;
-      SpreadOver<W>(pool, matrices, rows * k, unit, [&](const Matrix<W>& matrix, int64_t first, int64_t last) {
-        for (int64_t row = first, end; row < last; row = end) {
-          end = M > H ? std::min(row + block, last) : last;
-          Matrix<W> part = matrix;
-          for (int64_t m = 0; m < rows; m += H, part.y += H * matrix.n) {
-            project(held[m / H], std::min<int64_t>(H, rows - m), part, groups, row, end);
-          }
-        }
-        if constexpr (kCoded<W>) AddOutside(x, rows, k, matrix, first, last);
-      }, std::max(kParts, k * total / kPart / threads), row_bytes);
+#if defined(SYSTOLIC_GROUPED)
+      if constexpr (kByFours<W>) {
+        const int64_t bytes = groups > 1 ? k / groups / PerElement<W>() : 0;
+        if (bytes == kUnit) return ProjectHeld<M, GroupedRows<W, 1>>(pool, all, rows, k, groups, matrices);
+        if (bytes == 2 * kUnit) return ProjectHeld<M, GroupedRows<W, 2>>(pool, all, rows, k, groups, matrices);
+      }
+#endif
+      ProjectHeld<M, typename RowsFor<W, std::min(M, kBeside)>::Type>(pool, all, rows, k, groups, matrices);
     }
   });
 }
