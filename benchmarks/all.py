@@ -62,6 +62,9 @@ TABLES: Mapping[str, Table] = {
     "f32": _judged("f32", 90),
     "bf16": _judged("bf16", 60),
     "int8": _judged("int8", 50),
+    "int4": Table(
+        "decode", "--model llama-0.5b --rounds 5 --dtypes int4-32,int4-64 --tokens 32 --peers llama.cpp", 60
+    ),
     "prefill": _judged("prefill", 180),
     "startup": _judged("startup", 45),
     "parts": Table("startup", "--parts --rounds 5", 15),
