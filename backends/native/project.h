@@ -168,7 +168,7 @@ class FloatRows : public Pieces {
     }
   }
 
-  std::vector<float> near_;
+  Buffer<float> near_;  // aligned: vectors of 64 bytes across lines are read in two steps
   const float* x_;
 };
 
@@ -316,9 +316,15 @@ void ProjectRows(const Rows& x, int64_t valid, const Matrix<W>& matrix, int64_t 
     } else {
       AddPieces<M, 1, W, Rows>(x, from, grouped, groups, sums);
     }
+    float results[R * M];
+    if (rows == R) {
+      SumAll<R * M>(&sums[0][0], results);
+    } else {
+      SumAll<M>(&sums[0][0], results);
+    }
     for (int64_t r = 0; r < rows; ++r) {
       const float scale = groups == 1 && matrix.scales != nullptr ? matrix.scales[row + r] : 1.0f;
-      for (int m = 0; m < valid; ++m) matrix.y[m * matrix.n + row + r] = Sum(sums[r][m]) * scale;
+      for (int m = 0; m < valid; ++m) matrix.y[m * matrix.n + row + r] = results[r * M + m] * scale;
     }
     row += rows;
   }

@@ -166,6 +166,61 @@ inline float Sum(Floats vector) {
   return ((total[0] + total[4]) + (total[1] + total[5])) + ((total[2] + total[6]) + (total[3] + total[7]));
 }
 
+// Lanes of a and of b, each added to the lane S away: those without the bit S are of a, the others of b.
+template <int S>
+inline Floats AddPairs(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  alignas(64) static constexpr struct Order {
+    int32_t near[16], far[16];
+    constexpr Order() : near(), far() {
+      for (int lane = 0; lane < 16; ++lane) {
+        near[lane] = lane & S ? 16 + lane : lane;
+        far[lane] = lane & S ? 16 + lane - S : lane + S;
+      }
+    }
+  } order{};
+  const __m512 x = (__m512)a, y = (__m512)b;
+  return (Floats)_mm512_add_ps(_mm512_permutex2var_ps(x, Read<__m512i>(order.near), y),
+                               _mm512_permutex2var_ps(x, Read<__m512i>(order.far), y));
+#else
+  Floats sums;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    sums[lane] = lane & S ? b[lane] + b[lane - S] : a[lane] + a[lane + S];
+  }
+  return sums;
+#endif
+}
+
+// Lane i of the result is the sum of all lanes of vectors[i].
+inline Floats SumEach(const Floats* vectors) {
+  Floats sums[kLanes];
+  std::copy_n(vectors, kLanes, sums);
+  for (int i = 0; i < kLanes; i += 2) sums[i] = AddPairs<1>(sums[i], sums[i + 1]);
+  for (int i = 0; i < kLanes; i += 4) sums[i] = AddPairs<2>(sums[i], sums[i + 2]);
+  for (int i = 0; i < kLanes; i += 8) sums[i] = AddPairs<4>(sums[i], sums[i + 4]);
+#if defined(__AVX512F__)
+  sums[0] = AddPairs<8>(sums[0], sums[8]);
+#endif
+  return sums[0];
+}
+
+// to[i] is the sum of all lanes of vectors[i], for N of them; with AVX-512 together, in a quarter of the instructions.
+template <int N>
+inline void SumAll(const Floats* vectors, float* to) {
+#if defined(__AVX512F__)
+  int i = 0;
+  for (; i + kLanes <= N; i += kLanes) Write(SumEach(vectors + i), to + i);
+  for (; i + 4 <= N; i += 4) {
+    const Floats two = AddPairs<1>(vectors[i], vectors[i + 1]), other = AddPairs<1>(vectors[i + 2], vectors[i + 3]);
+    const Floats four = AddPairs<2>(two, other), half = AddPairs<4>(four, four), all = AddPairs<8>(half, half);
+    std::memcpy(to + i, &all, 4 * sizeof(float));
+  }
+  for (; i < N; ++i) to[i] = Sum(vectors[i]);
+#else
+  for (int i = 0; i < N; ++i) to[i] = Sum(vectors[i]);
+#endif
+}
+
 inline Floats Larger(Floats a, Floats b) { return a > b ? a : b; }
 
 // Rows become columns. In each step, lanes whose number has one bit set change places with those of the row
