@@ -65,6 +65,8 @@ def load_model(subject: Subject, setting: Setting) -> Any:
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     tensors = {name: torch.from_numpy(array) for name, array in subject.weights.items()}
+    if "rescale_every" in subject.config:  # RWKV divides weights in place, which all share
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
     absent = [name for name in missing if not name.startswith("lm_head.")]
