@@ -5,7 +5,7 @@
 
 Each table is a run of one of the other benchmarks in a process of its own, so a table's models are gone
 before the next. Behind each, its results are written to a JSON file, and its table between its two marks in
-the page. Results belong to a kind of machine, whose folder they are in: those of other kinds stay, and the
+the page. Results belong to a processor, or to a GPU, whose folder they are in: those of others stay, and the
 page has the tables of all, one below the other. A table that was measured on these sources is left as it is,
 without ``--again``. One that would not end within the budget, by what it took the last time, is not begun.
 ``--list`` says what is there, and runs nothing.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -67,6 +68,7 @@ TABLES: Mapping[str, Table] = {
     ),
     "prefill": _judged("prefill", 180),
     "startup": _judged("startup", 45),
+    "startup-cold": _judged("startup-cold", 60),
     "parts": Table("startup", "--parts --rounds 5", 15),
     "batch": _judged("batch", 50),
     "capacity": _judged("capacity", 40),
@@ -128,7 +130,7 @@ def main() -> None:
     except Failed as error:
         raise SystemExit(str(error)) from None
     if options.list:
-        print("\n".join(line for name in names for line in described(name, options, here["kind"])))
+        print("\n".join(line for name in names for line in described(name, options, machine.folder_of(here))))
         return
     failed = measure_all(names, options, here)
     write_page(options.docs, options.json)
@@ -145,7 +147,7 @@ def measure_all(names: list[str], options: argparse.Namespace, here: Mapping[str
     """Measures on the machine that is ``here`` what there is time for, and writes it; a line for each table
     that failed."""
     end, sources, failed = time.monotonic() + 60 * options.budget_minutes, digest(), []
-    folder = options.json / here["kind"]
+    folder = options.json / machine.folder_of(here)
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         given, before = command(name, options.device), read(folder, name)
@@ -202,10 +204,19 @@ def is_of(kept: Kept, command: str, sources: str) -> bool:
     return kept["sources"] == sources and kept["command"] == command and kept["is_sound"]
 
 
-def kinds(folder: Path) -> list[str]:
-    """The kinds of machines that have results, processors first."""
-    found = sorted(file.parent.name for file in folder.glob("*/*.json"))
-    return list(dict.fromkeys([*(kind for kind in KINDS if kind in found), *found]))
+def machines(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """The machines that have results, by their folders: processors first, those with the widest vectors
+    before others, the newest before those that are older."""
+    found = {}
+    for file in sorted(folder.glob("*/*.json")):
+        found[file.parent.name] = json.loads(file.read_text(encoding="utf-8"))["machine"]
+    order = list(KINDS)
+
+    def place(name: str) -> tuple[int, list[int]]:
+        kind, numbers = found[name]["kind"], re.findall(r"\d+", name)
+        return order.index(kind) if kind in order else len(order), [-int(number) for number in numbers]
+
+    return {name: found[name] for name in sorted(found, key=place)}
 
 
 def read(folder: Path, name: str) -> Kept | None:
@@ -214,12 +225,13 @@ def read(folder: Path, name: str) -> Kept | None:
 
 
 def described(name: str, options: argparse.Namespace, here: str) -> list[str]:
-    """A line for each kind of machine that has the table, and for this one."""
-    found = {kind: read(options.json / kind, name) for kind in [*kinds(options.json), here]}
+    """A line for each machine that has the table, and for this one."""
+    found = {folder: read(options.json / folder, name) for folder in [*machines(options.json), here]}
+    asked = command(name, options.device)
     return [
-        f"{name:14s} {kind:8s} {when(kept):44s} {kept['command'] if kept else command(name, options.device)}"
-        for kind, kept in found.items()
-        if kept or kind == here
+        f"{name:14s} {folder:30s} {when(kept):44s} {kept['command'] if kept else asked}"
+        for folder, kept in found.items()
+        if kept or folder == here
     ]
 
 
@@ -251,17 +263,22 @@ def commit() -> str:
 
 
 def write_page(page: Path, folder: Path) -> None:
-    """Writes what is kept of each table between its marks, where the page has them: of one kind of machine
-    below that of another, and all that is judged side by side."""
+    """Writes what is kept of each table between its marks, where the page has them: of one machine below
+    that of another, and all that is judged side by side."""
     text = page.read_text(encoding="utf-8")
-    found = {(kind, name): read(folder / kind, name) for kind in kinds(folder) for name in TABLES}
-    kept = {place: each for place, each in found.items() if each is not None}
+    found = [
+        (here, name, read(folder / at, name)) for at, here in machines(folder).items() for name in TABLES
+    ]
     blocks: dict[str, list[str]] = {}
     judgements: dict[str, dict[str, Any]] = {}
-    for (kind, name), each in kept.items():
-        blocks.setdefault(name, []).append(block(kind, each))
-        if each["judgements"]:
-            judgements.setdefault(in_words(kind), {})[name] = each["judgements"]
+    for here, name, kept in found:
+        if kept is None:
+            continue
+        blocks.setdefault(name, []).append(block(kept))
+        if kept["judgements"]:
+            judgements.setdefault(f"{in_words(here['kind'])}, {machine.name_of(here)}", {})[name] = kept[
+                "judgements"
+            ]
     if judgements:
         blocks["judged"] = [judged.table(judgements)]
     for name, content in blocks.items():
@@ -269,12 +286,12 @@ def write_page(page: Path, folder: Path) -> None:
     page.write_text(text, encoding="utf-8")
 
 
-def block(kind: str, kept: Kept) -> str:
+def block(kept: Kept) -> str:
     """A table as the page has it, with how, when and on what it was measured."""
     commit = f", commit {kept['commit']}" if kept["commit"] else ""
     on = kept["machine"]
-    where = f"{on.get('device', on['processor'])}, {on['memory'] / 1e9:.0f} GB"
-    return f"**{in_words(kind)}** ({where}): `{kept['command']}` ({kept['date']}{commit}):\n\n{kept['text']}"
+    where = f"**{in_words(on['kind'])}** ({machine.name_of(on)}, {on['memory'] / 1e9:.0f} GB)"
+    return f"{where}: `{kept['command']}` ({kept['date']}{commit}):\n\n{kept['text']}"
 
 
 def replaced(text: str, name: str, content: str) -> str:

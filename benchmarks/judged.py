@@ -51,7 +51,7 @@ class Judgement:
 
     @property
     def verdict(self) -> tuple[str, str]:
-        """Two more for each kind of machine: what is, and whether that is enough."""
+        """Two more for each machine: what is, and whether that is enough."""
         measured = f"{spread(self.values)} {self.unit} {self.than}".rstrip()
         return measured, "met" if self.is_met else "missed"
 
@@ -202,7 +202,7 @@ ROWS: Mapping[str, Row] = {
     "overhead": Row("decode_loop", "--layers 2 --hidden 64 --rounds {rounds}", judge_overhead),
     "compile": Row("compile_time", "--layers 80 1000 --rounds 3", judge_compile),
     "startup": Row("startup", "--model {model} --rounds {rounds}", judge_startup),
-    "startup-cold": Row("startup", "--model {model} --rounds 1 --cold --peers none", judge_startup),
+    "startup-cold": Row("startup", "--model {model} --rounds {rounds} --cold --peers llama.cpp", judge_startup),
 }
 
 
@@ -213,7 +213,7 @@ def judgements_of(name: str, results: Results) -> list[dict[str, Any]]:
 
 def table(judged: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> str:
     """All judgements in the order of ``ROWS`` as Markdown, by the heading of what was measured, one for each
-    kind of machine, and by row."""
+    machine, and by row."""
     found: dict[tuple[str, str], dict[str, tuple[str, str]]] = {}
     for name in ROWS:
         for heading, judgements in judged.items():

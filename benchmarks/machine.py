@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
@@ -113,14 +114,29 @@ def _torch_product(dtype: str, side: int) -> Callable[[], Any]:
 
 
 def describe(device: str = "cpu") -> dict[str, Any]:
-    """The processor, its cores and memory, a device beside it if that is meant; and the kind of machine that
-    results belong to: the processor's, or else the device by its name."""
+    """The processor, its kind, its cores and memory; a device beside it if that is meant, whose name is the
+    kind then."""
     processor, memory = this_processor(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     found = {"kind": processor.kind, "processor": processor.name, "threads": THREADS, "memory": memory}
     if device == "cpu":
         return found
     name = jax.devices()[0].device_kind
-    return {**found, "kind": "-".join(name.lower().split()), "device": name}
+    return {**found, "kind": _in_file_names(name), "device": name}
+
+
+def name_of(here: Mapping[str, Any]) -> str:
+    """What a machine that was described is called: as its device, or else as its processor."""
+    return str(here.get("device", here["processor"]))
+
+
+def folder_of(here: Mapping[str, Any]) -> str:
+    """Where results of a machine that was described are."""
+    return _in_file_names(name_of(here))
+
+
+def _in_file_names(name: str) -> str:
+    """Small letters, digits, and a hyphen for all between them."""
+    return "-".join(re.findall("[a-z0-9]+", name.lower()))
 
 
 def resident_bytes(device: str = "cpu") -> int:

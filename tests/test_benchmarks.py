@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import all as everything
-from benchmarks import chunks, contest, decode, forms, judged, memory, pages, rolling, startup
+from benchmarks import chunks, contest, decode, forms, judged, machine, memory, pages, rolling, startup
 from benchmarks.peers import OURS, Setting, Unavailable, prepare
 from benchmarks.subjects import Subject, load_subject
 from systolic.backends.processor import in_words, this_processor
@@ -240,25 +240,39 @@ def test_formats_of_ours_stand_beside_the_numbers_that_they_keep(llama):
     assert all(re.fullmatch(r"[\d.]+ \([\d.]+ to [\d.]+\)", cell) for cell in theirs.split(" | ")[3:5])
 
 
-def test_tables_of_every_kind_of_machine_are_written_between_their_marks(tmp_path):
+def test_tables_of_every_machine_are_written_between_their_marks(tmp_path):
     page, results = tmp_path / "page.md", tmp_path / "results"
     page.write_text("before\n<!-- table f32 -->\nold\n<!-- end of f32 -->\nbehind\n")
     kept = {
-        "machine": {"processor": "AMD EPYC", "threads": 2, "memory": 25e9},
+        "machine": {
+            "kind": "avx2",
+            "processor": "AMD EPYC (family 25, model 1)",
+            "threads": 2,
+            "memory": 25e9,
+        },
         "command": "python -m x",
         "date": "2026-01-02",
         "commit": "abc",
         "text": "| a |",
         "judgements": [],
     }
-    of_device = kept | {"machine": {**kept["machine"], "device": "NVIDIA H200"}, "text": "| b |"}
-    for place in ("nvidia-h200/f32", "avx2/gpt2", "sse/f32"):  # gpt2 has no marks there
+    newer = kept["machine"] | {"processor": "AMD EPYC (family 25, model 17)"}
+    device = newer | {"kind": "nvidia-h200", "device": "NVIDIA H200"}
+    places = {
+        "d/f32": device,
+        "a/gpt2": newer,
+        "a-1/f32": kept["machine"],
+        "a-17/f32": newer,
+    }  # gpt2 has no marks
+    for place, here in places.items():  # gpt2 has no marks there
         (results / place).parent.mkdir(parents=True, exist_ok=True)
-        (results / f"{place}.json").write_text(json.dumps(of_device if "nvidia" in place else kept))
+        (results / f"{place}.json").write_text(json.dumps(kept | {"machine": here}))
     everything.write_page(page, results)
+    measured = "`python -m x` (2026-01-02, commit abc):\n\n| a |"
     shown = (
-        "**SSE** (AMD EPYC, 25 GB): `python -m x` (2026-01-02, commit abc):\n\n| a |\n\n"
-        "**nvidia-h200** (NVIDIA H200, 25 GB): `python -m x` (2026-01-02, commit abc):\n\n| b |"
+        f"**AVX2** (AMD EPYC (family 25, model 17), 25 GB): {measured}\n\n"
+        f"**AVX2** (AMD EPYC (family 25, model 1), 25 GB): {measured}\n\n"
+        f"**nvidia-h200** (NVIDIA H200, 25 GB): {measured}"
     )
     wanted = f"before\n<!-- table f32 -->\n{shown}\n<!-- end of f32 -->\nbehind\n"
     assert page.read_text() == wanted
@@ -287,17 +301,17 @@ def test_what_was_measured_is_not_repeated_and_what_does_not_fit_is_not_begun(tm
     monkeypatch.setattr("sys.argv", ["all", *given])
     short = everything.Table("pages", "--rounds 1 --megabytes 8", 9)
     monkeypatch.setattr(everything, "TABLES", {"pages": short})
-    kind = this_processor().kind
+    here = machine.describe()
     (tmp_path / "theirs").mkdir()
     everything.main()
-    assert f"**{in_words(kind)}** ({this_processor().name}, " in page.read_text()
-    (tmp_path / kind / "pages.json").rename(tmp_path / "theirs" / "pages.json")
+    assert f"**{in_words(here['kind'])}** ({this_processor().name}, " in page.read_text()
+    (tmp_path / machine.folder_of(here) / "pages.json").rename(tmp_path / "theirs" / "pages.json")
     capsys.readouterr()
     monkeypatch.setattr("sys.argv", ["all", *given, "--list"])
     everything.main()
     theirs, ours = capsys.readouterr().out.splitlines()  # what another machine took is nothing here
     assert theirs.split()[:2] == ["pages", "theirs"]
-    assert ours.split()[:4] == ["pages", kind, "never", "measured"]
+    assert ours.split()[:4] == ["pages", machine.folder_of(here), "never", "measured"]
     monkeypatch.setattr("sys.argv", ["all", *given])
     everything.main()
     assert page.read_text().count("| large |") == 2

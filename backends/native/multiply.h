@@ -238,6 +238,13 @@ void MultiplyMany(ffi::ThreadPool& pool, const float* x, int64_t rows, const For
 template <typename W>
 void MultiplyPairs(ffi::ThreadPool& pool, const float* x, int64_t rows, Form form,
                    const std::vector<Matrix<W>>& matrices) {
+  if constexpr (kSeveralPairs<W> > 0) {
+    if (!form.turned && rows <= kSeveralPairs<W>) {
+      const bool folded = rows <= kHalf;
+      const PairRows pairs(x, rows, form.k, folded);
+      return ProjectHeldWoven<Pair, 16, W>(pool, pairs.data(), rows, folded, form.k, form.groups, matrices);
+    }
+  }
   if (rows > kHalf) return MultiplyMany<Pair, W>(pool, x, rows, form, matrices);
   std::vector<float> parts((kHalf + rows) * form.k);
   std::copy_n(x, rows * form.k, parts.data());
@@ -254,8 +261,10 @@ void MultiplyRows(ffi::ThreadPool& pool, const float* x, int64_t rows, const For
   if (rows <= (form.turned ? kFewColumns : kFew<W>)) {
     return ProjectFew<W>(pool, x, rows, form.k, form.groups, form.turned, matrices);
   }
-#if defined(__AVX2__) && !defined(__AVX512F__)
-  if (!form.turned && rows <= kSeveral<W>) return ProjectSeveral<W>(pool, x, rows, form.k, form.groups, matrices);
+#if defined(__AVX2__)
+  if constexpr (kSeveral<W> > 0) {
+    if (!form.turned && rows <= kSeveral<W>) return ProjectSeveral<W>(pool, x, rows, form.k, form.groups, matrices);
+  }
 #endif
   MultiplyMany<Single, W>(pool, x, rows, form, matrices);
 }
