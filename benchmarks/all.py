@@ -263,22 +263,19 @@ def commit() -> str:
 
 
 def write_page(page: Path, folder: Path) -> None:
-    """Writes what is kept of each table between its marks, where the page has them: of one machine below
-    that of another, and all that is judged side by side."""
+    """Writes what is kept of each table between its marks, where the page has them: of the first machine that
+    has it, those of others folded below; and all that is judged side by side."""
     text = page.read_text(encoding="utf-8")
-    found = [
-        (here, name, read(folder / at, name)) for at, here in machines(folder).items() for name in TABLES
-    ]
     blocks: dict[str, list[str]] = {}
     judgements: dict[str, dict[str, Any]] = {}
-    for here, name, kept in found:
-        if kept is None:
-            continue
-        blocks.setdefault(name, []).append(block(kept))
-        if kept["judgements"]:
-            judgements.setdefault(f"{in_words(here['kind'])}, {machine.name_of(here)}", {})[name] = kept[
-                "judgements"
-            ]
+    for at, here in machines(folder).items():
+        heading = f"{in_words(here['kind'])}, {machine.name_of(here)}"
+        for name in TABLES:
+            if (kept := read(folder / at, name)) is None:
+                continue
+            blocks.setdefault(name, []).append(block(kept, is_folded=name in blocks))
+            if kept["judgements"]:
+                judgements.setdefault(heading, {})[name] = kept["judgements"]
     if judgements:
         blocks["judged"] = [judged.table(judgements)]
     for name, content in blocks.items():
@@ -286,12 +283,15 @@ def write_page(page: Path, folder: Path) -> None:
     page.write_text(text, encoding="utf-8")
 
 
-def block(kept: Kept) -> str:
+def block(kept: Kept, *, is_folded: bool) -> str:
     """A table as the page has it, with how, when and on what it was measured."""
     commit = f", commit {kept['commit']}" if kept["commit"] else ""
     on = kept["machine"]
-    where = f"**{in_words(on['kind'])}** ({machine.name_of(on)}, {on['memory'] / 1e9:.0f} GB)"
-    return f"{where}: `{kept['command']}` ({kept['date']}{commit}):\n\n{kept['text']}"
+    kind, where = in_words(on["kind"]), f"({machine.name_of(on)}, {on['memory'] / 1e9:.0f} GB)"
+    how = f"`{kept['command']}` ({kept['date']}{commit}):\n\n{kept['text']}"
+    if is_folded:
+        return f"<details><summary>{kind} {where}</summary>\n\n{how}\n\n</details>"
+    return f"**{kind}** {where}: {how}"
 
 
 def replaced(text: str, name: str, content: str) -> str:

@@ -202,7 +202,9 @@ ROWS: Mapping[str, Row] = {
     "overhead": Row("decode_loop", "--layers 2 --hidden 64 --rounds {rounds}", judge_overhead),
     "compile": Row("compile_time", "--layers 80 1000 --rounds 3", judge_compile),
     "startup": Row("startup", "--model {model} --rounds {rounds}", judge_startup),
-    "startup-cold": Row("startup", "--model {model} --rounds {rounds} --cold --peers llama.cpp", judge_startup),
+    "startup-cold": Row(
+        "startup", "--model {model} --rounds {rounds} --cold --peers llama.cpp", judge_startup
+    ),
 }
 
 

@@ -1,11 +1,13 @@
 """Weights kept as small integers: one scale for each row of a matrix, or for each group within a row.
 
-    %w: f32[n,d]                    →     %q: i8[n,G,d/G]   %s: f32[n,G]
-    ... read as %w                        ... read as reshape(cast(%q) * %s, (n, d))
+    %w: f32[n,d]                    →     %q: i8[n,G,d/G]   %s: bf16[n,G], or f32[n,1]
+    ... read as %w                        ... read as reshape(cast(%q) * cast(%s), (n, d))
 
-A weight is its integer times the scale of its group: symmetric, rounded to nearest. Four-bit weights lie
-two in a byte with 8 added to each; the lower halves of a group's bytes are its first half. Matrices that
-are looked up (embeddings) are scaled after a row was chosen. What is no matrix, or no multiple of a group,
+A weight is its integer times the scale of its group: symmetric, rounded to nearest. Scales of groups are
+bf16, which spares a tenth of what is read with four bits in groups of 32. They are rounded up before weights
+are divided by them, so that the largest one of a group is not cut off. Four-bit weights lie two in a byte
+with 8 added to each; the lower halves of a group's bytes are its first half. Matrices that are looked up
+(embeddings) are scaled after a row was chosen. What is no matrix, or no multiple of a group,
 stays f32. Computed with as f32; ``backends/native`` reads the integers themselves for a few rows.
 """
 
@@ -21,6 +23,7 @@ from ..ir.types import DTYPES, TensorType
 from .compact import Blocks, Making
 from .weights import aligned_empty
 
+_LARGEST_BF16 = 0x7F7F  # its bits
 VALUES, SCALES = ".integers", ".scales"  # what the two parameters of a matrix are called behind its name
 
 
@@ -39,24 +42,26 @@ class Scheme:
         return 0 if width % size or size * self.bits % 8 else width // size
 
     def quantise(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """f32[n, d] as integers i8[n, G, d/G], or u8[n, G, d/G/2], and scales f32[n, G]."""
+        """f32[n, d] as integers i8[n, G, d/G], or u8[n, G, d/G/2], and scales [n, G]."""
         rows, width = weights.shape
         grouped = weights.reshape(rows, self.groups(width), -1)
         most = np.float32(2 ** (self.bits - 1) - 1)
         scales = _largest(np.abs(grouped)) / most
-        scaled = grouped / np.where(scales == 0, np.float32(1), scales)[..., None]
+        if grouped.shape[1] > 1:
+            scales = _rounded_up(scales)
+        scaled = grouped / np.where(scales == 0, np.float32(1), scales.astype(np.float32))[..., None]
         np.clip(np.rint(scaled, out=scaled), -most, most, out=scaled)
         integers = scaled.astype(np.int8)
         return (_packed(integers) if self.bits == 4 else integers), scales
 
     def types(self, rows: int, width: int) -> tuple[TensorType, ...] | None:
-        """Integers i8[n, G, d/G], or u8 of half as many, and scales f32[n, G]; None where d does not fit."""
+        """Integers i8[n, G, d/G], or u8 of half as many, and scales [n, G]; None where d does not fit."""
         groups = self.groups(width)
         if not groups:
             return None
         size = width // groups * self.bits // 8
         integers = TensorType((rows, groups, size), "u8" if self.bits == 4 else "i8")
-        return integers, TensorType((rows, groups), "f32")
+        return integers, TensorType((rows, groups), scale_dtype(groups))
 
     def parts(self, name: str, rows: int, width: int, blocks: Blocks) -> tuple[np.ndarray, ...]:
         """Integers and scales, some rows at a time."""
@@ -78,10 +83,24 @@ class Scheme:
     def _scaled(self, make: Making, values: Node, scales: Node) -> Node:
         """Integers [..., G, size] times scales [..., G] as f32[..., d]."""
         wide = _unpacked(make, values) if self.bits == 4 else make("cast", values, dtype="f32")
+        if scales.tensor.dtype != "f32":
+            scales = make("cast", scales, dtype="f32")
         spread = make("reshape", scales, shape=(*scales.tensor.shape, 1))
         product = make("multiply", wide, spread)
         *lead, groups, size = product.tensor.static_shape
         return make("reshape", product, shape=(*lead, groups * size))
+
+
+def scale_dtype(groups: int) -> str:
+    """What scales are kept as where a row has so many."""
+    return "bf16" if groups > 1 else "f32"
+
+
+def _rounded_up(scales: np.ndarray) -> np.ndarray:
+    """Positive f32 as the nearest bf16 that is not smaller; none is infinite."""
+    bits = scales.view(np.uint32)
+    raised = np.minimum((bits >> 16) + (bits & 0xFFFF != 0), _LARGEST_BF16)
+    return raised.astype(np.uint16).view(DTYPES["bf16"])
 
 
 def _unpacked(make: Making, packed: Node) -> Node:

@@ -21,7 +21,8 @@ def test_a_weight_is_at_most_half_a_step_away(kind):
     program = executable.programs.score(128)
     inputs = {"x": columns[None], "offset": np.zeros(1, np.int32), "length": np.array([128], np.int32)}
     read = program.run({n: kept[n] for n in kept}, inputs, {})[0]["output"][0].T
-    steps = np.repeat(kept["w" + SCALES], 128 // kept["w" + SCALES].shape[1], axis=1)
+    scales = kept["w" + SCALES].astype(np.float32)
+    steps = np.repeat(scales, 128 // scales.shape[1], axis=1)
     assert (np.abs(read - weights) <= 0.5001 * steps).all()
     assert kept["w" + VALUES].nbytes == 40 * 128 * SCHEMES[kind].bits // 8
 
@@ -31,6 +32,22 @@ def test_zeros_and_the_largest_weight_are_exact():
     assert (integers[0] == 0).all()
     np.testing.assert_allclose(integers[1, 0] * scales[1], [1, -2, 0.5, 2], atol=0.008)
     assert integers[1, 0, 1] * scales[1, 0] == -2
+
+
+@pytest.mark.parametrize("kind", [kind for kind, scheme in SCHEMES.items() if scheme.group])
+def test_scales_of_groups_have_sixteen_bits_and_reach_the_largest_weight(kind):
+    magnitudes = np.array([1e-42, 1e-30, 1.0, 2.0, 1e30, 3.4e38], np.float32)[:, None]
+    weights = magnitudes * np.random.default_rng(0).uniform(-1, 1, (6, 128)).astype(np.float32)
+    scheme = SCHEMES[kind]
+    _, scales = scheme.quantise(weights)
+    assert scales.dtype.name == "bfloat16"
+    largest = np.abs(weights).reshape(6, -1, scheme.group).max(axis=2)
+    most = 2 ** (scheme.bits - 1) - 1
+    wide = scales.astype(np.float64)
+    assert (wide * most >= largest * (1 - 1e-6)).all()
+    assert (wide * most <= largest * (1 + 2**-7) + most * 1e-40).all()
+    _, only = scheme.quantise(np.ones((1, scheme.group), np.float32))
+    assert only.dtype == np.float32  # of a row
 
 
 def test_what_is_no_matrix_or_fits_no_group_stays():

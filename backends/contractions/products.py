@@ -74,8 +74,8 @@ def find_product(node: Node) -> Product | None:
 
 def _stored(matrix: Node) -> tuple[Node, ...]:
     """What a matrix [n, d] is kept as: itself, bf16, packed floats, that is rows, and values outside of them
-    and their places, or integers [n, G, …] and their scales [n, G]; see ``ir.ops.packing`` and
-    ``models.quantised``."""
+    and their places, or integers [n, G, …] and their scales, f32[n, 1] or bf16[n, G]; see
+    ``ir.ops.packing`` and ``models.quantised``."""
     floats = matrix
     if matrix.op.name == "cast" and matrix.sources[0].tensor.dtype == "bf16":
         (floats,) = matrix.sources
@@ -91,8 +91,11 @@ def _stored(matrix: Node) -> tuple[Node, ...]:
     if integers is None or spread.op.name != "reshape":
         return (matrix,)
     scales = spread.sources[0]
-    is_grouped = scales.tensor.shape == integers.tensor.shape[:2] and scales.tensor.dtype == "f32"
-    return (integers, scales) if is_grouped and wide.tensor.rank == 3 else (matrix,)
+    if scales.op.name == "cast":
+        (scales,) = scales.sources
+    is_kept = scales.tensor.shape == integers.tensor.shape[:2]
+    is_read = is_kept and scales.tensor.dtype == ("f32" if scales.tensor.shape[1] == 1 else "bf16")
+    return (integers, scales) if is_read and wide.tensor.rank == 3 else (matrix,)
 
 
 def _integers(wide: Node) -> Node | None:

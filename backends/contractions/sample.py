@@ -89,7 +89,7 @@ def _kept(setting: Setting, name: str) -> Iterator[tuple[str, TensorType]]:
     per_group = width // groups
     is_packed = setting.weights == "int4"
     yield name, TensorType((columns, groups, per_group // (1 + is_packed)), "u8" if is_packed else "i8")
-    yield name + SCALES, TensorType((columns, groups), "f32")
+    yield name + SCALES, TensorType((columns, groups), "bf16" if groups > 1 else "f32")
 
 
 def _products(setting: Setting, x: Node, kept: Sequence[Node]) -> Node:
@@ -117,6 +117,8 @@ def _widened(setting: Setting, values: Node, *rest: Node) -> Node:
     else:
         wide = _make("cast", values, dtype="f32")
     (scales,) = rest
+    if scales.tensor.dtype != "f32":
+        scales = _make("cast", scales, dtype="f32")
     spread = _make("reshape", scales, shape=(*scales.tensor.shape, 1))
     return _make("reshape", _make("multiply", wide, spread), shape=(setting.columns, setting.width))
 

@@ -114,7 +114,7 @@ class GroupedRows {
 
   // total[m][r] = x[m] . row r, lane by lane, the `scales` of these rows being `groups` apart.
   template <int M, int R>
-  void Dot(const W* w, const float* scales, int64_t stride, Floats (*total)[R]) const {
+  void Dot(const W* w, const uint16_t* scales, int64_t stride, Floats (*total)[R]) const {
     const int64_t ahead = BytesAhead<W, M, R>(stride * sizeof(W)), length = groups_ * L * kUnit;
     for (int64_t step = 0; step < steps_; ++step) {
       const int64_t at = step * sizeof(Units), first = step * kGroups;
@@ -143,15 +143,18 @@ class GroupedRows {
   static constexpr int64_t kStepBytes = 2 * kHalves * sizeof(Units);
 
   // The scales of a step; those behind the last are zero. Read at once: parts that are written would be waited for.
-  static __m128 ReadScales(const float* from, int64_t count) {
+  static __m128 ReadScales(const uint16_t* from, int64_t count) {
     if (count < kGroups) return ReadSome(from, count);
-    if (kGroups == 4) return _mm_loadu_ps(from);
-    return kGroups == 2 ? _mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))) : _mm_load_ss(from);
+    if (kGroups == 4) return WidenFour(Read<int64_t>(from));
+    return kGroups == 2 ? WidenFour(Read<uint32_t>(from)) : _mm_set_ss(Widen(*from));
   }
-  static __attribute__((noinline)) __m128 ReadSome(const float* from, int64_t count) {
-    float some[4] = {};
-    std::copy_n(from, count, some);
-    return _mm_loadu_ps(some);
+  static __attribute__((noinline)) __m128 ReadSome(const uint16_t* from, int64_t count) {
+    int64_t some = 0;
+    std::memcpy(&some, from, count * sizeof(*from));
+    return WidenFour(some);
+  }
+  static __m128 WidenFour(int64_t scales) {
+    return _mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_cvtsi64_si128(scales)));
   }
 
   // One group of a row: its scale, and bytes such that their sum times 256 and 1 is a number.

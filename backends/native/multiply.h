@@ -151,7 +151,7 @@ class Panels {
 // y[0:count, row:row + rows] = sums[rows, count] turned, times a scale for each row of weights. Folded sums have the
 // rest of each number kHalf lanes behind it.
 template <typename W>
-void TurnBack(const float* sums, int64_t stride, const Matrix<W>& matrix, bool scaled, bool folded, int64_t row,
+void TurnBack(const float* sums, int64_t stride, const Matrix<W>& matrix, bool folded, int64_t row,
               int64_t rows, int64_t first, int64_t count) {
   for (int64_t r = 0; r < rows; r += kLanes) {
     const int64_t high = std::min<int64_t>(kLanes, rows - r);
@@ -160,7 +160,7 @@ void TurnBack(const float* sums, int64_t stride, const Matrix<W>& matrix, bool s
       for (int64_t i = 0; i < kLanes; ++i) {
         square[i] = i < high ? Read<Floats>(sums + (r + i) * stride + m) : Floats{};
         if (folded && i < high) square[i] += Read<Floats>(sums + (r + i) * stride + m + kHalf);
-        if (scaled && i < high) square[i] *= matrix.scales[row + r + i];
+        if (matrix.scales != nullptr && i < high) square[i] *= matrix.scales[row + r + i];
       }
       Turn(square);
       const int64_t wide = std::min<int64_t>(kLanes, count - m);
@@ -208,8 +208,7 @@ void MultiplyStrip(const Panels<Step>& x, int64_t begin, const Form& form, const
       }
     }
   }
-  const bool scaled = matrix.scales != nullptr && form.groups == 1 && !std::is_same<W, Packed>::value;
-  TurnBack(sums, stride, matrix, scaled, form.folded, first, last - first, begin, form.folded ? count - kHalf : count);
+  TurnBack(sums, stride, matrix, form.folded, first, last - first, begin, form.folded ? count - kHalf : count);
 }
 
 // y[m, n] of any number of rows for several matrices of one kind.
@@ -283,11 +282,13 @@ ffi::Error MultiplyKind(ffi::ThreadPool& pool, ffi::AnyBuffer x, ffi::RemainingA
     const auto y = results.get<ffi::AnyBuffer>(i);
     if (!w.has_value() || !y.has_value()) return ffi::Error::InvalidArgument("project: weights or results are missing");
     const float* scales = nullptr;
+    const uint16_t* grouped = nullptr;
     if (each == 2) {
       const auto kept = weights.get<ffi::AnyBuffer>(i * each + 1);
       if (!kept.has_value()) return ffi::Error::InvalidArgument("project: scales are missing");
-      scales = kept->template typed_data<float>();
       groups = kept->dimensions()[1];
+      if (kept->element_type() == ffi::BF16) grouped = static_cast<const uint16_t*>(kept->untyped_data());
+      else scales = kept->template typed_data<float>();
     }
     Outside<W> outside;
     if constexpr (kCoded<W>) {
@@ -299,7 +300,7 @@ ffi::Error MultiplyKind(ffi::ThreadPool& pool, ffi::AnyBuffer x, ffi::RemainingA
     }
     ffi::Result<ffi::AnyBuffer> result = y.value();
     matrices.push_back({static_cast<const W*>(w->untyped_data()), scales, static_cast<float*>(result->untyped_data()),
-                        static_cast<int64_t>(result->dimensions().back()), outside});
+                        static_cast<int64_t>(result->dimensions().back()), outside, grouped});
   }
   const float* from = x.typed_data<float>();
   const Form form{k, groups, turned, false};

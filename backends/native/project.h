@@ -267,8 +267,8 @@ struct RowsFor<Packed, M> {
 
 // ---- products ----
 
-// A matrix [n, k], or [k, n] if turned, its scales [n, groups] if it has any, where its product goes, and what is not in
-// the tables of coded weights.
+// A matrix [n, k], or [k, n] if turned, its scales [n] if it has any, where its product goes, what is not in the tables of
+// coded weights, and scales of groups [n, groups], as bf16.
 template <typename W>
 struct Matrix {
   const W* w;
@@ -276,12 +276,13 @@ struct Matrix {
   float* y;
   int64_t n;
   Outside<W> outside;
+  const uint16_t* grouped = nullptr;
 };
 
 // sums[r][m] = x[m] . row r, lane by lane, for R rows of weights. `grouped` are the scales of the first row, if pieces
 // are groups.
 template <int M, int R, typename W, typename Rows>
-inline void AddPieces(const Rows& x, const W* w, const float* grouped, int64_t groups, Floats (*sums)[M]) {
+inline void AddPieces(const Rows& x, const W* w, const uint16_t* grouped, int64_t groups, Floats (*sums)[M]) {
   const int64_t stride = RowLength<W>(x.k);
   Floats total[M][R] = {};
   if constexpr (kGrouped<Rows>) {
@@ -291,7 +292,7 @@ inline void AddPieces(const Rows& x, const W* w, const float* grouped, int64_t g
       Floats part[M][R];
       x.template Dot<M, R>(piece, w + piece * x.size / PerElement<W>(), stride, part);
       for (int r = 0; r < R; ++r) {
-        const float scale = grouped == nullptr ? 1.0f : grouped[r * groups + piece];
+        const float scale = grouped == nullptr ? 1.0f : Widen(grouped[r * groups + piece]);
         for (int m = 0; m < M; ++m) {
           total[m][r] += Rows::kScaled || grouped != nullptr ? part[m][r] * (scale * x.scale(piece, m)) : part[m][r];
         }
@@ -310,7 +311,7 @@ void ProjectRows(const Rows& x, int64_t valid, const Matrix<W>& matrix, int64_t 
     const int64_t rows = row + R <= last ? R : 1;
     Floats sums[R][M];
     const W* from = matrix.w + row * RowLength<W>(x.k);
-    const float* grouped = groups > 1 ? matrix.scales + row * groups : nullptr;
+    const uint16_t* grouped = matrix.grouped == nullptr ? nullptr : matrix.grouped + row * groups;
     if (rows == R) {
       AddPieces<M, R, W, Rows>(x, from, grouped, groups, sums);
     } else {
@@ -323,7 +324,7 @@ void ProjectRows(const Rows& x, int64_t valid, const Matrix<W>& matrix, int64_t 
       SumAll<M>(&sums[0][0], results);
     }
     for (int64_t r = 0; r < rows; ++r) {
-      const float scale = groups == 1 && matrix.scales != nullptr ? matrix.scales[row + r] : 1.0f;
+      const float scale = matrix.scales != nullptr ? matrix.scales[row + r] : 1.0f;
       for (int m = 0; m < valid; ++m) matrix.y[m * matrix.n + row + r] = results[r * M + m] * scale;
     }
     row += rows;
@@ -399,11 +400,11 @@ void SpreadOver(ffi::ThreadPool& pool, const std::vector<Matrix<W>>& matrices, i
       const int64_t from = std::max(first, starts[i]) - starts[i], to = std::min(last, starts[i + 1]) - starts[i];
       if (from < to) work(matrices[i], from * unit, std::min(to * unit, matrices[i].n));
     }
-  }, each, [&](int64_t first, int64_t last) {
+  }, each, [&](int64_t first) {
     for (size_t i = 0; i < matrices.size() && row_bytes > 0; ++i) {
       if (first >= starts[i + 1]) continue;
       const char* from = reinterpret_cast<const char*>(matrices[i].w) + (first - starts[i]) * unit * row_bytes;
-      return Range{from, (std::min(last, starts[i + 1]) - first) * unit * row_bytes};
+      return Range{from, (starts[i + 1] - first) * unit * row_bytes};
     }
     return Range{};
   });

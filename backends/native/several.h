@@ -150,7 +150,6 @@ void ProjectWoven(const WovenRows<M>& x, int64_t valid, bool folded, int64_t k, 
   constexpr int L = WovenRows<M>::kOfEach, kPer = Step::kPer;
   using InPlace = std::conditional_t<kPer == 1, W, typename Step::Element>;
   alignas(64) typename Step::Element tile[kRows * kApart];
-  const bool scaled = matrix.scales != nullptr && groups == 1 && !std::is_same<W, Packed>::value;
   for (int64_t row = first; row < last; row += kSide) {
     const int64_t rows = std::min<int64_t>(kSide, last - row);
     Floats sums[kSide][2] = {};
@@ -170,7 +169,7 @@ void ProjectWoven(const WovenRows<M>& x, int64_t valid, bool folded, int64_t k, 
       AddWoven<L>(tile, kApart, x.place(at / kPer), steps, 0, sums);
     }
     for (int64_t r = 0; r < rows; ++r) {
-      const float scale = scaled ? matrix.scales[row + r] : 1.0f;
+      const float scale = matrix.scales == nullptr ? 1.0f : matrix.scales[row + r];
       float lanes[kWovenLanes];
       std::memcpy(lanes, sums[r], sizeof(lanes));
       for (int64_t m = 0; m < valid; ++m) {

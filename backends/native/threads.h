@@ -164,7 +164,7 @@ inline Board& TheBoard() {
 }
 
 // Runs work(first, last) over [0, count) on the pool and here; returns when all of it is done: only parts that were
-// begun are waited for. Where it is known, source(first, last) is the memory that a part reads.
+// begun are waited for. Where it is known, source(first) is the memory that is read from there on.
 template <typename Work, typename Source>
 void Spread(ffi::ThreadPool& pool, int64_t count, int64_t operations, const Work& work, int64_t each,
             const Source& source) {
@@ -177,7 +177,7 @@ void Spread(ffi::ThreadPool& pool, int64_t count, int64_t operations, const Work
   const auto run = [parts, count, &work](int64_t part) { work(part * count / parts, (part + 1) * count / parts); };
   using Run = decltype(run);
   const int64_t helpers = std::min(threads, parts) - 1;
-  const auto read = [&](int64_t part) { return source(part * count / parts, (part + 1) * count / parts); };
+  const auto read = [&](int64_t part) { return source(part * count / parts); };
   Range second = read(parts / (helpers + 1));
   if (helpers > 1) second.apart = read(2 * parts / (helpers + 1)).from - second.from;
   const auto task = std::make_shared<Task>(parts, helpers + 1, &run, [](const void* all, int64_t part) {
@@ -194,7 +194,7 @@ void Spread(ffi::ThreadPool& pool, int64_t count, int64_t operations, const Work
 
 template <typename Work>
 void Spread(ffi::ThreadPool& pool, int64_t count, int64_t operations, const Work& work, int64_t each = kParts) {
-  Spread(pool, count, operations, work, each, [](int64_t, int64_t) { return Range{}; });
+  Spread(pool, count, operations, work, each, [](int64_t) { return Range{}; });
 }
 
 }  // namespace

@@ -78,10 +78,10 @@ inline void WidenGroup(const W* group, int64_t size, float scale, int64_t within
 
 // Numbers k .. k + count of a row of weights in groups of `size`, as floats.
 template <typename W>
-inline void WidenRow(const W* row, const float* scales, int64_t size, int64_t k, int64_t count, float* to) {
+inline void WidenRow(const W* row, const uint16_t* scales, int64_t size, int64_t k, int64_t count, float* to) {
   for (int64_t i = 0; i < count;) {
     const int64_t group = (k + i) / size, within = (k + i) % size, some = std::min(count - i, size - within);
-    const float scale = scales == nullptr ? 1.0f : scales[group];
+    const float scale = scales == nullptr ? 1.0f : Widen(scales[group]);
     WidenGroup(row + group * size / PerElement<W>(), size, scale, within, some, to + i);
     i += some;
   }
@@ -137,7 +137,7 @@ void CopyTile(const Matrix<W>& matrix, int64_t total, int64_t groups, bool turne
     if constexpr (kCoded<W>) {
       UnpackRow(from, k, count, reinterpret_cast<Number<W, Step>*>(to + r * kApart));
     } else if constexpr (Step::kPer == 1) {
-      const float* scales = groups > 1 || std::is_same<W, Packed>::value ? matrix.scales + (row + r) * groups : nullptr;
+      const uint16_t* scales = matrix.grouped == nullptr ? nullptr : matrix.grouped + (row + r) * groups;
       WidenRow(from, scales, total / groups, k, count, to + r * kApart);
     } else {
 #if defined(__AVX512BF16__)
