@@ -31,7 +31,7 @@ from ..ir.dumps.json_form import from_json, to_json
 from ..ir.errors import SystolicError
 from ..ir.graph import Graph
 from ..ir.time import parse_access
-from ..ir.types import parse_type
+from ..ir.types import TensorType, parse_type
 from ..models.load import load
 from ..models.model import Model
 from .decode_loop import FEWEST_STOPS
@@ -216,8 +216,8 @@ def open_compiled(path: Path, backend: str, chosen: Mapping[str, Any], roll: str
         if value is not None and value != fixed:
             raise SystolicError(f"{path} was compiled for {name} {fixed} and cannot run with {value}")
     options = _options_from_json(backend, manifest["options"], roll)
-    source = SavedPrograms(path, manifest)
     model = _model(path, manifest).for_texts_up_to(options.capacity)
+    source = SavedPrograms(path, manifest, {node.name: node.tensor for node in model.graph.parameters})
     place = backend_named(backend, roll=roll)
     return Executable(model, options, place, Programs(source, place))
 
@@ -249,10 +249,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 class SavedPrograms:
-    """The programs of a compiled directory, each read when it is asked for."""
+    """The programs of a compiled directory, each read when it is asked for. ``weights`` are what the model
+    has for their parameters; programs of a release that kept them as other numbers are a ``SystolicError``."""
 
-    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, manifest: Mapping[str, Any], weights: Mapping[str, TensorType]) -> None:
         self._path = path
+        self._weights = weights
         self._entries = {(e["kind"], e["chunk"], e["source"]): e for e in manifest["programs"]}
         self._states = tuple(_state_from_json(entry) for entry in manifest["states"])
         self.score_lengths = tuple(chunk for kind, chunk, _ in self._entries if kind == "score")
@@ -299,6 +301,12 @@ class SavedPrograms:
             graph = from_json(json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise SystolicError(f"{file} is not a readable program: {error}") from None
+        for name, type_ in ((node.name, node.tensor) for node in graph.parameters):
+            kept = self._weights.get(name, type_)
+            if kept.dtype != type_.dtype:
+                raise SystolicError(
+                    f"{self._path} was compiled for {name} as {type_}, which is {kept} now; compile it anew"
+                )
         types = {node.name: node.tensor for node in graph.inputs}
         types |= {name: node.tensor for name, node in graph.outputs.items()}
         # How much room constants have is told by the program, not by the manifest.
