@@ -250,7 +250,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 class SavedPrograms:
     """The programs of a compiled directory, each read when it is asked for. ``weights`` are what the model
-    has for their parameters; programs of a release that kept them as other numbers are a ``SystolicError``."""
+    has for their parameters; programs of a release that kept other numbers are a ``SystolicError``."""
 
     def __init__(self, path: Path, manifest: Mapping[str, Any], weights: Mapping[str, TensorType]) -> None:
         self._path = path
