@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -49,6 +50,24 @@ def native(optimised):
 def plain():
     with quick_programs():
         return XlaBackend("cpu", native=False, forms=forced_table("dot"))
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["x86-64", "haswell", "znver2", "skylake-avx512", "icelake-server", "sapphirerapids", "armv8-a"],
+)
+def test_kernels_compile_for_other_processors(architecture):
+    """What this machine has no instructions for is checked by the compiler alone."""
+    compiler = next(filter(None, map(shutil.which, build.COMPILERS)), None)
+    if compiler is None:
+        pytest.skip("this machine has no C++ compiler")
+    empty = [compiler, f"-march={architecture}", "-fsyntax-only", "-x", "c++", "/dev/null"]
+    if subprocess.run(empty, capture_output=True, check=False).returncode:
+        pytest.skip(f"{compiler} makes nothing for {architecture}")
+    flags = [f"-march={architecture}" if flag == "-march=native" else flag for flag in build.FLAGS]
+    command = [compiler, *flags, "-fsyntax-only", "-I", str(build.HEADERS), str(build.SOURCE)]
+    checked = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert checked.returncode == 0, checked.stderr
 
 
 def rounding(rows):

@@ -34,7 +34,7 @@ constexpr int64_t RowLength(int64_t k) {
   return k / PerElement<W>();
 }
 
-#if defined(__AVX512VBMI__) && defined(__AVX512BW__)
+#if defined(__AVX512BW__)
 
 constexpr bool kLanesApart = true;  // bf16 come out in another order than they are in
 
@@ -51,6 +51,7 @@ struct Table {
   }
 };
 
+#if defined(__AVX512VBMI__)
 // Bytes 48v .. 48v + 48 of the lower ones, three by three, and upper bytes 16v .. 16v + 16 behind each three.
 struct Woven {
   alignas(64) uint8_t from[4][64];
@@ -73,6 +74,20 @@ inline void Unpack(const Coded32* block, const Table& table, Floats* to) {
     to[v] = (Floats)_mm512_permutex2var_epi8(Read<__m512i>(block + 48 * v), Read<__m512i>(kWoven.from[v]), upper);
   }
 }
+#else
+// The same in two steps: 12 of the lower bytes and four upper ones into each quarter of a vector, then into order there.
+inline void Unpack(const Coded32* block, const Table& table, Floats* to) {
+  const __m512i upper = table.LookUp(block + 3 * kCodes);
+  const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 12, 3, 4, 5, 13, 6, 7, 8, 14, 9, 10, 11, 15));
+#pragma GCC unroll 4
+  for (int v = 0; v < 4; ++v) {
+    const int from = 16 + 4 * v;
+    const __m512i fours = _mm512_setr_epi32(0, 1, 2, from, 3, 4, 5, from + 1, 6, 7, 8, from + 2, 9, 10, 11, from + 3);
+    const __m512i quarters = _mm512_permutex2var_epi32(Read<__m512i>(block + 48 * v), fours, upper);
+    to[v] = (Floats)_mm512_shuffle_epi8(quarters, order);
+  }
+}
+#endif
 
 // Words of the numbers 16i .. 16i + 8 for i = 0 .. 4, and of those 8 behind each of these.
 inline void Weave(const Coded16* block, const Table& table, __m512i* first, __m512i* second) {
@@ -101,7 +116,7 @@ inline void UnpackInOrder(const Coded16* block, const Table& table, uint16_t* to
   Write(_mm512_permutex2var_epi64(first, high, second), to + 32);
 }
 
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && !defined(__AVX512F__)
 
 constexpr bool kLanesApart = true;  // bf16 come out in another order than they are in
 

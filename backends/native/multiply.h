@@ -257,14 +257,16 @@ void MultiplyPairs(ffi::ThreadPool& pool, const float* x, int64_t rows, Form for
 template <typename W>
 void MultiplyRows(ffi::ThreadPool& pool, const float* x, int64_t rows, const Form& form,
                   const std::vector<Matrix<W>>& matrices) {
+#if defined(__AVX2__)
+  if constexpr (kSeveral<W> > 0) {
+    if (!form.turned && AreSeveral<W>(rows, form.k)) {
+      return ProjectSeveral<W>(pool, x, rows, form.k, form.groups, matrices);
+    }
+  }
+#endif
   if (rows <= (form.turned ? kFewColumns : kFew<W>)) {
     return ProjectFew<W>(pool, x, rows, form.k, form.groups, form.turned, matrices);
   }
-#if defined(__AVX2__)
-  if constexpr (kSeveral<W> > 0) {
-    if (!form.turned && rows <= kSeveral<W>) return ProjectSeveral<W>(pool, x, rows, form.k, form.groups, matrices);
-  }
-#endif
   MultiplyMany<Single, W>(pool, x, rows, form, matrices);
 }
 

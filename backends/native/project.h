@@ -35,13 +35,14 @@ constexpr int RowsAtOnce(int m) {
 // Whether rows of weights of `k` numbers are read one by one beside `rows` of x; sums of different numbers hide the
 // latency then. They are one stream, which is fetched ahead of them wherever pages end, but x is read again for each, so it
 // must stay in the nearest cache. With AVX-512 (Zen 5) that is so for weights of any kind: side by side, rows of f32 take
-// up to 1.26 times as long beside one x, and all kinds up to 1.6 times beside two to four. On Zen 3 eight streams of f32 are
-// read in 0.8 of the time of one, unless rows are short, and two weights in a byte take longer to unpack than to fetch.
+// up to 1.26 times as long beside one x, and all kinds up to 1.6 times beside two to four; where x does not stay, reading
+// alone takes up to 1.4 times as long (Zen 4). On Zen 3 eight streams of f32 are read in 0.8 of the time of one, unless
+// rows are short, and two weights in a byte take longer to unpack than to fetch.
 template <typename W>
-constexpr bool AreReadAlone(int64_t rows, int64_t k) {
+bool AreReadAlone(int64_t rows, int64_t k) {
 #if defined(__AVX512F__)
-  constexpr int64_t kNearest = 1 << 15, kSize = std::is_same<W, int8_t>::value || std::is_same<W, Packed>::value ? 2 : 4;
-  return rows * k * kSize <= kNearest;
+  constexpr int64_t kSize = std::is_same<W, int8_t>::value || std::is_same<W, Packed>::value ? 2 : 4;
+  return rows * k * kSize <= (rows == 1 ? 1 << 15 : 3 * NearestBytes() / 4);
 #else
   if (std::is_same<W, Packed>::value) return false;
   if (kCoded<W>) return k <= 8192;  // beside more rows of x, too: 0.6 to 0.9 of the time
