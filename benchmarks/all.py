@@ -273,7 +273,8 @@ def write_page(page: Path, folder: Path) -> None:
         for name in TABLES:
             if (kept := read(folder / at, name)) is None:
                 continue
-            blocks.setdefault(name, []).append(block(kept, is_folded=name in blocks))
+            above = blocks.setdefault(name, [])
+            above.append(block(kept, is_folded=bool(above)))
             if kept["judgements"]:
                 judgements.setdefault(heading, {})[name] = kept["judgements"]
     if judgements:
