@@ -142,6 +142,7 @@ inline void AddWoven(const W* w, int64_t apart, const float* x, int64_t steps, i
     total[r][1] = sums[r][1];
   }
   int64_t step = 0;
+#pragma GCC unroll 4 / kTurns
   for (; step + kTurns <= steps; step += kTurns) {
     AddSteps<L, kTurns>(w + step * L, apart, x + step * kWovenLanes, ahead, total);
   }

@@ -27,7 +27,7 @@ constexpr int64_t kSmall = 1 << 15;    // multiply-adds below which another thre
 constexpr int64_t kSpins = 2000;       // looks at whether the others are done before giving way
 constexpr int64_t kParts = 4;          // parts for each thread: a thread that is late holds up less
 constexpr int64_t kManyParts = 16;     // of work that takes long beside handing it out
-constexpr int64_t kMostAhead = 1 << 20;  // bytes that a thread fetches ahead at most: what leaves its cache stays in the next
+constexpr int64_t kMostAhead = 1 << 20;  // bytes that a thread fetches ahead at most: the next cache has what one loses
 constexpr auto kLinger = std::chrono::microseconds(200);  // that a thread looks for more
 
 inline void Pause() {
