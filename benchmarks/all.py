@@ -6,8 +6,9 @@
 Each table is a run of one of the other benchmarks in a process of its own, so a table's models are gone
 before the next. Behind each, its results are written to a JSON file, and its table between its two marks in
 the page. Results belong to a processor, or to a GPU, whose folder they are in: those of others stay, and the
-page has the tables of all, one below the other. A table that was measured on these sources is left as it is,
-without ``--again``. One that would not end within the budget, by what it took the last time, is not begun.
+page has the tables of all, those behind the first folded. A table that was measured on these sources is left
+as it is, without ``--again``. One that would not end within the budget, by what it took the last time, is not
+begun.
 ``--list`` says what is there, and runs nothing.
 """
 

@@ -23,7 +23,6 @@ from ..ir.types import DTYPES, TensorType
 from .compact import Blocks, Making
 from .weights import aligned_empty
 
-_LARGEST_BF16 = 0x7F7F  # its bits
 VALUES, SCALES = ".integers", ".scales"  # what the two parameters of a matrix are called behind its name
 
 
@@ -42,12 +41,12 @@ class Scheme:
         return 0 if width % size or size * self.bits % 8 else width // size
 
     def quantise(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """f32[n, d] as integers i8[n, G, d/G], or u8[n, G, d/G/2], and scales [n, G]."""
+        """f32[n, d] as integers i8[n, G, d/G], or u8[n, G, d/G/2], and scales bf16[n, G], or f32[n, 1]."""
         rows, width = weights.shape
         grouped = weights.reshape(rows, self.groups(width), -1)
         most = np.float32(2 ** (self.bits - 1) - 1)
         scales = _largest(np.abs(grouped)) / most
-        if grouped.shape[1] > 1:
+        if scales.shape[1] > 1:
             scales = _rounded_up(scales)
         scaled = grouped / np.where(scales == 0, np.float32(1), scales.astype(np.float32))[..., None]
         np.clip(np.rint(scaled, out=scaled), -most, most, out=scaled)
@@ -61,7 +60,7 @@ class Scheme:
             return None
         size = width // groups * self.bits // 8
         integers = TensorType((rows, groups, size), "u8" if self.bits == 4 else "i8")
-        return integers, TensorType((rows, groups), scale_dtype(groups))
+        return integers, TensorType((rows, groups), "bf16" if groups > 1 else "f32")
 
     def parts(self, name: str, rows: int, width: int, blocks: Blocks) -> tuple[np.ndarray, ...]:
         """Integers and scales, some rows at a time."""
@@ -91,15 +90,10 @@ class Scheme:
         return make("reshape", product, shape=(*lead, groups * size))
 
 
-def scale_dtype(groups: int) -> str:
-    """What scales are kept as where a row has so many."""
-    return "bf16" if groups > 1 else "f32"
-
-
 def _rounded_up(scales: np.ndarray) -> np.ndarray:
-    """Positive f32 as the nearest bf16 that is not smaller; none is infinite."""
+    """f32 that are not negative, as the nearest bf16 that are not smaller."""
     bits = scales.view(np.uint32)
-    raised = np.minimum((bits >> 16) + (bits & 0xFFFF != 0), _LARGEST_BF16)
+    raised = (bits >> 16) + (bits & 0xFFFF != 0)
     return raised.astype(np.uint16).view(DTYPES["bf16"])
 
 

@@ -260,11 +260,11 @@ def test_tables_of_every_machine_are_written_between_their_marks(tmp_path):
     device = newer | {"kind": "nvidia-h200", "device": "NVIDIA H200"}
     places = {
         "d/f32": device,
-        "a/gpt2": newer,
+        "a/gpt2": newer,  # which has no marks
         "a-1/f32": kept["machine"],
         "a-17/f32": newer,
-    }  # gpt2 has no marks
-    for place, here in places.items():  # gpt2 has no marks there
+    }
+    for place, here in places.items():
         (results / place).parent.mkdir(parents=True, exist_ok=True)
         (results / f"{place}.json").write_text(json.dumps(kept | {"machine": here}))
     everything.write_page(page, results)

@@ -469,9 +469,8 @@ def test_mistakes_with_compiled_directories(cli, compiled, stories, tmp_path):
     (broken / "programs" / "decode.json").write_text('{"name"')
     assert_one_sentence(*cli("run", broken, *arguments[2:]), "decode.json is not a readable program")
     manifest = json.loads((broken / "manifest.json").read_text())
-    (broken / "manifest.json").write_text(
-        json.dumps({**manifest, "dtype": "bf16"})
-    )  # kept as f32 in its programs
+    other = {**manifest, "dtype": "bf16"}  # its programs keep weights as f32
+    (broken / "manifest.json").write_text(json.dumps(other))
     shutil.copytree(compiled / "programs", broken / "programs", dirs_exist_ok=True)
     assert_one_sentence(*cli("run", broken, *arguments[2:]), "which is bf16[512,64] now; compile it anew")
     (broken / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))

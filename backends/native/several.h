@@ -217,8 +217,8 @@ class PairRows {
 };
 #endif
 
-// y[m, n] of at least two rows for several matrices of one kind, held as woven rows of x, `held` of them, where there
-// are more if they are folded. More than sixteen take turns with what a part of the work reads, which is near then.
+// y[m, n] of at least two rows for several matrices of one kind. x is [rows][k], or what PairRows makes of it for a step of
+// pairs. More than M rows take turns with what a part of the work reads, which is near then.
 template <typename Step, int M, typename W>
 void ProjectHeldWoven(ffi::ThreadPool& pool, const float* x, int64_t rows, bool folded, int64_t k, int64_t groups,
                       const std::vector<Matrix<W>>& matrices) {
